@@ -4,7 +4,7 @@ Comes in: nothing, or the plain data that `hyperyaml.read` makes of `cosyvoice3.
 Goes out: frozen dataclasses. Knows no tensor and no file.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 # Frame arithmetic of CosyVoice3. Everything follows from three rates.
 SAMPLE_RATE_HZ = 24_000  # of what we speak
@@ -153,6 +153,7 @@ class Rules:
     clean_interleave: bool = True  # 10: text-in without the reference's double feed
     end_causal: bool = True  # 11: a stream ends under the block mask, not in a full pass
     first_hop_tokens: int = 8  # 11: fewest new tokens in a stream's first chunk
+    later_hop_blocks: tuple[int, ...] = (1, 2, 4)  # 11: of 25 tokens; the last one repeats
     early_vocoder: bool = True  # 11: 4 frames of vocoder delay instead of 8
     english_only: bool = True  # 19: English normaliser with lang="en", not "auto"
 
@@ -167,6 +168,7 @@ REFERENCE = Rules(
     clean_interleave=False,
     end_causal=False,
     first_hop_tokens=25,
+    later_hop_blocks=(2, 4),
     early_vocoder=False,
     english_only=False,
 )
@@ -178,8 +180,6 @@ class EngineConfig:
 
     n_slots: int = 8  # sentences decoded together; each holds max_positions of KV cache
     max_positions: int = 4096  # LLM positions per sentence: prompt, text and speech
+    n_ahead: int = 2  # sentences of one request written before they are due
     max_waiting: int = 256  # requests that may queue before Overloaded
     rules: Rules = OURS
-
-    def with_rules(self, rules: Rules) -> "EngineConfig":
-        return replace(self, rules=rules)
