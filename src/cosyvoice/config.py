@@ -5,6 +5,7 @@ Goes out: frozen dataclasses. Knows no tensor and no file.
 """
 
 from dataclasses import dataclass
+from math import prod
 
 # Frame arithmetic of CosyVoice3. Everything follows from three rates.
 SAMPLE_RATE_HZ = 24_000  # of what we speak
@@ -127,6 +128,17 @@ class VocoderConfig:
     audio_limit: float = 0.99
     lookahead_frames: int = 4  # of conv_pre
     f0_channels: int = 512
+    n_f0_layers: int = 5  # this and the next two are constants of the reference's predictor
+    f0_kernel_size: int = 3
+    f0_lookahead_frames: int = 3  # of its first layer
+
+    @property
+    def columns_per_frame(self) -> int:
+        return prod(self.upsample_rates)
+
+    @property
+    def n_sines(self) -> int:
+        return self.n_harmonics + 1
 
 
 @dataclass(frozen=True)
@@ -156,6 +168,7 @@ class Rules:
     later_hop_blocks: tuple[int, ...] = (1, 2, 4)  # 11: of 25 tokens; the last one repeats
     early_vocoder: bool = True  # 11: 4 frames of vocoder delay instead of 8
     english_only: bool = True  # 19: English normaliser with lang="en", not "auto"
+    clean_quotes: bool = True  # 19: without the backslashes wetext leaves before quotes
 
 
 OURS = Rules()
@@ -171,6 +184,7 @@ REFERENCE = Rules(
     later_hop_blocks=(2, 4),
     early_vocoder=False,
     english_only=False,
+    clean_quotes=False,
 )
 
 

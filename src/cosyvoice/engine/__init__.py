@@ -1,1 +1,1 @@
-"""The engine: requests in, audio out, one thread on the device. It knows no HTTP and no text rules."""
+"""The engine: requests in, audio out, one thread on the device. No HTTP and no text rules."""

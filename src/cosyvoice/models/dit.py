@@ -7,14 +7,17 @@ It knows no token, no schedule and no request. Formulas: spec/flow.md section 3.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cosyvoice.config import FlowConfig
+
+from .layers import Projection
 
 TIME_CHANNELS = 256
 CONV_TAPS = 31
@@ -155,7 +158,9 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.time_mlp = nn.Sequential(nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_mlp = nn.Sequential(
+            Projection(TIME_CHANNELS, dim), nn.SiLU(), Projection(dim, dim)
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         n = TIME_CHANNELS // 2
@@ -163,7 +168,7 @@ class TimeEmbedding(nn.Module):
         frequencies = torch.exp(steps * (-math.log(10_000) / (n - 1)))
         angles = 1000 * t.float()[:, None] * frequencies  # [n, 128]
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return self.time_mlp(waves.to(self.time_mlp[0].weight.dtype))
+        return self.time_mlp(waves)
 
 
 class ConvPosition(nn.Module):
@@ -185,11 +190,11 @@ class InputEmbedding(nn.Module):
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(4 * config.n_mels, config.dim)
+        self.proj = Projection(4 * config.n_mels, config.dim)
         self.conv_pos_embed = ConvPosition(config.dim)
 
     def forward(self, frames: Tensor, cache: StepCache) -> Tensor:
-        h = self.proj(frames.to(self.proj.weight.dtype))
+        h = self.proj(frames)
         return self.conv_pos_embed(h, cache) + h
 
 
@@ -199,7 +204,7 @@ class ModulationHead(nn.Module):
     def __init__(self, dim: int, n_parts: int) -> None:
         super().__init__()
         self.n_parts = n_parts
-        self.linear = nn.Linear(dim, n_parts * dim)
+        self.linear = Projection(dim, n_parts * dim)
 
     def vectors(self, c: Tensor) -> Tensor:
         return self.linear(F.silu(c)).float().unflatten(-1, (self.n_parts, -1))
@@ -223,13 +228,12 @@ class Attention(nn.Module):
         super().__init__()
         size = config.attention_size
         self.n_heads = config.n_heads
-        self.to_q = nn.Linear(config.dim, size)
-        self.to_k = nn.Linear(config.dim, size)
-        self.to_v = nn.Linear(config.dim, size)
-        self.to_out = nn.Sequential(nn.Linear(size, config.dim))
+        self.to_q = Projection(config.dim, size)
+        self.to_k = Projection(config.dim, size)
+        self.to_v = Projection(config.dim, size)
+        self.to_out = nn.Sequential(Projection(size, config.dim))
 
     def forward(self, x: Tensor, past: Past, layer: int) -> Tensor:
-        x = x.to(self.to_q.weight.dtype)
         q, k, v = (
             self._heads(linear(x), past.dtype) for linear in (self.to_q, self.to_k, self.to_v)
         )
@@ -241,7 +245,7 @@ class Attention(nn.Module):
             for a, b, n in past.segments
         ]
         y = torch.cat(parts, dim=2).transpose(1, 2).flatten(-2)  # [B, T, H * C]
-        return self.to_out(y.to(x.dtype))
+        return self.to_out(y)
 
     def _heads(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2).to(dtype)  # [B, H, T, C]
@@ -252,12 +256,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        first = nn.Sequential(nn.Linear(dim, inner), nn.GELU(approximate="tanh"))
+        first = nn.Sequential(Projection(dim, inner), nn.GELU(approximate="tanh"))
         # The checkpoint numbers these 0 and 2; between them stood a dropout.
-        self.ff = nn.Sequential(first, nn.Identity(), nn.Linear(inner, dim))
+        self.ff = nn.Sequential(first, nn.Identity(), Projection(inner, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.ff(x.to(self.ff[2].weight.dtype))
+        return self.ff(x)
 
 
 class Block(nn.Module):
@@ -293,17 +297,21 @@ class DiT(nn.Module):
         self.input_embed = InputEmbedding(config)
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm_out = FinalNorm(config.dim, 2)
-        self.proj_out = nn.Linear(config.dim, config.n_mels)
+        self.proj_out = Projection(config.dim, config.n_mels)
+
+    @property
+    def blocks(self) -> Iterable[Block]:
+        return cast(Iterable[Block], self.transformer_blocks)
 
     def modulation(self, t: Tensor) -> StepModulation:
         """Modulation vectors of the times t [n], one row each."""
         c = self.time_embed(t)  # [n, D]
-        blocks = torch.stack([block.attn_norm.vectors(c) for block in self.transformer_blocks])
+        blocks = torch.stack([block.attn_norm.vectors(c) for block in self.blocks])
         return StepModulation(blocks, self.norm_out.vectors(c))
 
     def forward(self, frames: Tensor, modulation: StepModulation, past: Past) -> Tensor:
         y = self.input_embed(frames, past.cache).float()  # [B, T, D]
-        for layer, block in enumerate(self.transformer_blocks):
+        for layer, block in enumerate(self.blocks):
             y = block(y, modulation.blocks[layer], past, layer)
         y = self.norm_out(y, modulation.final)
-        return self.proj_out(y.to(self.proj_out.weight.dtype)).float()
+        return self.proj_out(y).float()

@@ -31,6 +31,7 @@ from .dit import (
     full_segments,
     rotation,
 )
+from .layers import Projection
 
 LOOKAHEAD_LEFT_TOKENS = 2  # reach of the second look-ahead convolution
 LEAKY_SLOPE = 0.01
@@ -133,7 +134,7 @@ class Flow(nn.Module):
         super().__init__()
         self.config = config
         self.input_embedding = nn.Embedding(config.n_speech_tokens, config.n_mels)
-        self.spk_embed_affine_layer = nn.Linear(config.embedding_size, config.n_mels)
+        self.spk_embed_affine_layer = Projection(config.embedding_size, config.n_mels)
         self.pre_lookahead_layer = LookAhead(config)
         self.decoder = nn.ModuleDict({"estimator": DiT(config)})
 
@@ -204,7 +205,7 @@ class Flow(nn.Module):
     def speaker(self, embedding: Tensor) -> Tensor:
         """Speaker embedding [192] -> [M]: made unit length, then projected."""
         unit = F.normalize(embedding.float(), dim=-1, eps=1e-12)
-        return self.spk_embed_affine_layer(unit.to(self.dtype)).float()
+        return self.spk_embed_affine_layer(unit).float()
 
     def mu(self, ids: Sequence[int], start: int, stop: int, *, last: bool) -> Tensor:
         """The condition [2 * (stop - start), M] of tokens start..stop; look-ahead from the rest."""

@@ -1,0 +1,256 @@
+"""The engine: the one thread that owns the device.
+
+In: requests, more text, cancellations, from any thread. Out: streams. The loop is: take what
+callers said, ask the scheduler for a step, let the runner do it, hand over what came of it.
+It knows no HTTP, no text rules and no tensor.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+from cosyvoice.config import MAX_TOKENS, EngineConfig, LLMConfig
+from cosyvoice.errors import BadRequest, Cancelled, Overloaded, SpeechError
+
+from .draws import Draws
+from .request import Chunk, Hops, Request, Sentence, TextToCome, Utterance
+from .scheduler import Decode, Prefill, Render, Scheduler, Step
+from .script import (
+    Interleaved,
+    Plain,
+    ReferenceInterleaved,
+    Script,
+    TextIn,
+    plain_items,
+    token_limits,
+)
+from .stream import Audio, Stream
+
+
+class Steps(Protocol):
+    """What the engine needs of a runner; the tests have one of twenty lines."""
+
+    llm_config: LLMConfig
+    n_block_tokens: int
+    n_lookahead_tokens: int
+
+    @property
+    def n_free_slots(self) -> int:
+        """Slots of the LLM's cache nobody holds."""
+        ...
+
+    def write(self, utterances: tuple[Utterance, ...]) -> list[int]:
+        """Feed each utterance its pending items and draw one id for each."""
+        ...
+
+    def render(self, utterance: Utterance, chunk: Chunk) -> Audio:
+        """Audio [n] of the utterance's next chunk."""
+        ...
+
+    def release_slot(self, utterance: Utterance) -> None:
+        """Give the utterance's slot back, if it holds one."""
+        ...
+
+    def release(self, utterance: Utterance) -> None:
+        """Free everything the utterance holds."""
+        ...
+
+
+class Engine:
+    """Starts its thread when made; `close` stops it and fails what is unfinished."""
+
+    def __init__(self, runner: Steps, config: EngineConfig) -> None:
+        self.config = config
+        self._runner = runner
+        self._scheduler = Scheduler(config.n_ahead)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._is_open = True
+        self._thread = threading.Thread(target=self._run, name="cosyvoice-engine", daemon=True)
+        self._thread.start()
+
+    # Any thread.
+
+    def submit(self, request: Request) -> Stream:
+        """Queue a request.
+
+        Raises BadRequest where it cannot fit the model and Overloaded where too many wait.
+        """
+        if not self._is_open:
+            raise Cancelled("the engine is closed: start a new one")
+        if self._scheduler.n_waiting >= self.config.max_waiting:
+            raise Overloaded(f"{self.config.max_waiting} requests wait already: try again later")
+        source = request.text.source if request.text is not None else None
+        stream = Stream(self, seed=request.seed, text=source)
+        utterances = self._utterances(request, stream)
+        self._commands.put(lambda: self._add(utterances))
+        return stream
+
+    def say(self, stream: Stream, ids: list[int], *, last: bool) -> None:
+        """More text for a text-in request."""
+        self._commands.put(lambda: self._tell(stream, ids, last=last))
+
+    def cancel(self, stream: Stream) -> None:
+        """Stop a stream's work before the next step."""
+        self._commands.put(lambda: self._drop(stream, None))
+
+    def close(self) -> None:
+        """Stop the thread after the step it is in; unfinished streams raise Cancelled."""
+        if self._is_open:
+            self._is_open = False
+            self._commands.put(lambda: None)
+        self._thread.join()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing in flight and nothing held."""
+        return (
+            not self._scheduler.utterances
+            and self._commands.empty()
+            and self._runner.n_free_slots == self.config.n_slots
+        )
+
+    def _utterances(self, request: Request, stream: Stream) -> list[Utterance]:
+        scripts = self._scripts(request)
+        if not scripts:
+            raise BadRequest("there is nothing to speak: give a text with letters or digits")
+        hops = Hops(len(request.prompt.flow.tokens), self._runner.n_block_tokens, self.config.rules)
+        return [
+            Utterance(
+                request,
+                stream,
+                i,
+                script,
+                hops,
+                n_lookahead=self._runner.n_lookahead_tokens,
+                draws=Draws(request.seed, i),
+                tokens=list(request.tokens or ()),
+            )
+            for i, script in enumerate(scripts)
+        ]
+
+    def _scripts(self, request: Request) -> Sequence[Script | None]:
+        if request.tokens is not None:
+            return [None]
+        if request.text is not None:
+            return [self._text_in(request, request.text)]
+        return [self._plain(request, sentence) for sentence in request.sentences]
+
+    def _plain(self, request: Request, sentence: Sentence) -> Plain:
+        """The script of one sentence, its speech limited to what cache and flow have room for."""
+        config, prompt = self._runner.llm_config, request.prompt
+        items = plain_items(
+            config, sentence.ids, prompt_text=prompt.llm_text, prompt_speech=prompt.llm_speech
+        )
+        n_ids = len(sentence.ids)
+        n_head = sentence.n_head if self.config.rules.count_after_separator else 0
+        min_len, max_len = token_limits(n_ids, n_ids - n_head)
+        n_room = min(self.config.max_positions - len(items), MAX_TOKENS - len(prompt.flow.tokens))
+        if n_room <= min_len:
+            raise BadRequest(
+                f"a sentence of {n_ids} text tokens is too long: end sentences with a full stop, "
+                "or shorten the text or the recording"
+            )
+        max_len = min(max_len, n_room, request.max_tokens or max_len)
+        return Plain(
+            config, items, min_len=min(min_len, max_len), max_len=max_len, rules=self.config.rules
+        )
+
+    def _text_in(self, request: Request, text: TextToCome) -> Script:
+        variant = Interleaved if self.config.rules.clean_interleave else ReferenceInterleaved
+        return variant(
+            self._runner.llm_config,
+            text.head,
+            rest=text.rest,
+            prompt_speech=request.prompt.llm_speech,
+        )
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        while self._is_open:
+            step = self._scheduler.next(time.monotonic(), self._runner.n_free_slots)
+            if step is not None:
+                self._do(step)
+            self._listen(wait=step is None)
+        error = Cancelled("the engine was closed before the audio was complete")
+        for utterance in self._scheduler.utterances:
+            self._drop(utterance.stream, error)
+
+    def _listen(self, *, wait: bool) -> None:
+        """Carry out what callers said; with nothing to do, wait until one says something."""
+        try:
+            self._commands.get(block=wait)()
+            while True:
+                self._commands.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _do(self, step: Step) -> None:
+        try:
+            match step:
+                case Render(utterance):
+                    self._render(utterance)
+                case Prefill(utterance):
+                    self._write((utterance,))
+                case Decode(utterances):
+                    self._write(utterances)
+        except Exception as error:  # noqa: BLE001 - one request's failure is not the engine's
+            self._fail(step, error)
+
+    def _write(self, utterances: tuple[Utterance, ...]) -> None:
+        for utterance, drawn in zip(utterances, self._runner.write(utterances), strict=True):
+            try:
+                utterance.accept(drawn)
+            except SpeechError as error:
+                self._drop(utterance.stream, error)
+            if utterance.is_written:
+                self._runner.release_slot(utterance)
+
+    def _render(self, utterance: Utterance) -> None:
+        chunk = utterance.take_chunk()
+        audio = self._runner.render(utterance, chunk)
+        if len(audio):
+            utterance.stream.put(audio)
+        if chunk.is_last:
+            self._release(utterance)
+            utterance.stream.n_heard += 1
+            if not self._scheduler.of(utterance.stream):
+                utterance.stream.end()
+
+    def _fail(self, step: Step, error: Exception) -> None:
+        """A failing step fails the request it is for; those who shared it try again alone."""
+        if not isinstance(step, Decode):
+            self._drop(step.utterance.stream, error)
+        elif len(step.utterances) == 1:
+            self._drop(step.utterances[0].stream, error)
+        else:
+            for utterance in step.utterances:
+                self._do(Decode((utterance,)))
+
+    def _add(self, utterances: list[Utterance]) -> None:
+        for utterance in utterances:
+            self._scheduler.add(utterance)
+        if utterances[0].stream.is_closed:  # closed between submit and here
+            self._drop(utterances[0].stream, None)
+
+    def _tell(self, stream: Stream, ids: list[int], *, last: bool) -> None:
+        for utterance in self._scheduler.of(stream):
+            script = cast(TextIn, utterance.script)  # `say` exists on text-in streams only
+            script.say(ids)
+            if last:
+                script.end_text()
+            if script.is_done and not utterance.tokens:
+                self._drop(stream, BadRequest("no text came: say something before the end"))
+
+    def _drop(self, stream: Stream, error: BaseException | None) -> None:
+        """Free everything a stream holds and end it."""
+        for utterance in self._scheduler.of(stream):
+            self._release(utterance)
+        stream.end(error)
+
+    def _release(self, utterance: Utterance) -> None:
+        """The one place where an utterance gives back what it holds."""
+        self._runner.release(utterance)
+        self._scheduler.remove(utterance)
