@@ -1,4 +1,4 @@
-"""The sample recording that speaks for a fresh clone: it can be decoded, is heard, and says its text."""
+"""The sample recording that lends a fresh clone its voice: decodable, audible, saying its text."""
 
 import shutil
 import subprocess
@@ -50,11 +50,11 @@ def test_the_transcript_is_one_sentence_of_that_length() -> None:
 @pytest.mark.skipif(
     not (shutil.which("flite") and shutil.which("sox")), reason="needs flite and sox"
 )
-def test_the_recipe_turns_the_transcript_into_the_sample(tmp_path: Path) -> None:
+def test_the_recipe_makes_a_sample_of_the_same_length(tmp_path: Path) -> None:
     recipe = (ASSETS / "README.md").read_text(encoding="utf-8").split("```sh\n")[1].split("```")[0]
     shutil.copy(TRANSCRIPT, tmp_path)
     subprocess.run(["sh", "-e", "-c", recipe], cwd=tmp_path, check=True)
-    made, rate_hz = soundfile.read(tmp_path / "sample.wav", dtype="int16")
-    kept, kept_rate_hz = soundfile.read(SAMPLE, dtype="int16")
-    assert rate_hz == kept_rate_hz
-    assert np.array_equal(made, kept)
+    made, kept = soundfile.info(tmp_path / SAMPLE.name), soundfile.info(SAMPLE)
+    assert made.samplerate == kept.samplerate
+    # another flite may shape a sound differently; other words would take another time
+    assert made.duration == pytest.approx(kept.duration, rel=0.02)

@@ -1,5 +1,6 @@
 """hyperyaml: the published grammar as data, nothing executed, every bound held."""
 
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_golden_file_reads_as_data(golden_model: Path) -> None:
         ("1.", 1.0),
         (".5", 0.5),
         ("'1e-6'", "1e-6"),
-        ("010", 10.0),
+        ("010", 10),
         ("1:30", "1:30"),
         ("2024-01-01", "2024-01-01"),
         ("~", None),
@@ -80,7 +81,7 @@ def test_scalars_and_tags(scalar: str, value: object) -> None:
 def test_references(expression: str, value: object) -> None:
     text = (
         "two: 2\nthree: !ref <two> + 1\nname: run\n"
-        "nested: {inner: 7, list: [10, 20], own: !ref <nested[inner]>}\n"
+        "nested:\n  inner: 7\n  list: [10, 20]\n  own: !ref <nested[inner]>\n"
         "alias: !ref <nested>\nobject: !new:a.B {size: 3}\n"
         f"result: !ref {expression}\n"
     )
@@ -177,7 +178,7 @@ expressions = st.recursive(
     lambda inner: st.builds(
         lambda a, sign, b: f"({a}) {sign} ({b})",
         inner,
-        st.sampled_from("+ - * / //".split()),
+        st.sampled_from(["+", "-", "*", "/", "//"]),
         inner,
     ),
     max_leaves=12,
@@ -197,7 +198,5 @@ def test_arithmetic_agrees_with_python(expression: str) -> None:
 
 @given(st.text(alphabet="ab:{}[]<>!&*ref -\n'\"1.e()#|%?,", max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(ModelFilesError):
         assert isinstance(read(text), dict)
-    except ModelFilesError:
-        pass

@@ -15,6 +15,7 @@ FRAMES_HZ = TOKENS_HZ * FRAMES_PER_TOKEN  # 50
 FRAME_SAMPLES = SAMPLE_RATE_HZ // FRAMES_HZ  # 480
 TOKEN_SAMPLES = FRAME_SAMPLES * FRAMES_PER_TOKEN  # 960
 N_MELS = 80
+N_SPEECH_TOKENS = 6561  # 3 ** 8, the speech tokenizer's codes
 EMBEDDING_SIZE = 192  # of a speaker vector
 
 PROMPT_RATE_HZ = 16_000  # of what the tokenizer and the speaker model hear
@@ -50,8 +51,8 @@ class LLMConfig:
     n_heads: int = 14
     n_kv_heads: int = 2
     text_vocab_size: int = 151_936
-    n_speech_tokens: int = 6561  # ids below are speech; sos, eos, task, fill follow
-    n_speech_rows: int = 6561 + 200  # rows of speech_embedding and llm_decoder
+    n_speech_tokens: int = N_SPEECH_TOKENS  # ids below are speech; sos, eos, task, fill follow
+    n_speech_rows: int = N_SPEECH_TOKENS + 200  # rows of speech_embedding and llm_decoder
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     max_positions: int = 32_768
@@ -83,7 +84,7 @@ class LLMConfig:
 class FlowConfig:
     """Sizes of the flow-matching model: conditioning, DiT, Euler solver."""
 
-    n_speech_tokens: int = 6561
+    n_speech_tokens: int = N_SPEECH_TOKENS
     n_mels: int = N_MELS
     embedding_size: int = EMBEDDING_SIZE
     lookahead_tokens: int = 3

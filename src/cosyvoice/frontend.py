@@ -200,7 +200,7 @@ class FrontEnd:
     def _segments(self, text: str, order: Order) -> list[str]:
         if not order.text_frontend:
             return [text]
-        return self.text.segments(text)
+        return [segment for segment in self.text.segments(text) if is_speakable(segment)]
 
     def _open(self, request: Request, *, has_own_head: bool) -> Request:
         """A request whose text is still to come."""

@@ -36,7 +36,7 @@ PLAIN = {
     "bool": re.compile(
         r"true|True|TRUE|false|False|FALSE|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF"
     ),
-    "int": re.compile(r"[-+]?(0|[1-9][0-9]{0,17})"),
+    "int": re.compile(r"[-+]?[0-9]{1,18}"),
     "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,3})?"),
 }
 TRUE_WORDS = frozenset({"true", "yes", "on"})

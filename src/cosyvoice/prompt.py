@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cosyvoice.config import N_MELS
+from cosyvoice.config import N_MELS, N_SPEECH_TOKENS
+from cosyvoice.errors import ModelFilesError
 from cosyvoice.models.flow import FlowPrompt
 
 from .voice import Voice
@@ -52,4 +53,10 @@ def conversion(voice: Voice) -> Prompt:
 
 
 def _flow_prompt(voice: Voice) -> FlowPrompt:
-    return FlowPrompt(tuple(voice.tokens.tolist()), voice.mel, voice.embedding)
+    tokens = tuple(voice.tokens.tolist())
+    if max(tokens, default=0) >= N_SPEECH_TOKENS:
+        raise ModelFilesError(
+            f"the voice has the speech token {max(tokens)}, the model knows {N_SPEECH_TOKENS}: "
+            "encode the voice again, with this model's speech tokenizer"
+        )
+    return FlowPrompt(tokens, voice.mel, voice.embedding)

@@ -65,8 +65,10 @@ class Engine:
         self.config = config
         self._runner = runner
         self._scheduler = Scheduler(config.n_ahead)
+        self._waiting: set[Stream] = set()  # of whose requests nothing has begun
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = True
+        self._door = threading.Lock()  # nothing is submitted while the engine closes
         self._thread = threading.Thread(target=self._run, name="cosyvoice-engine", daemon=True)
         self._thread.start()
 
@@ -77,14 +79,16 @@ class Engine:
 
         Raises BadRequest where it cannot fit the model and Overloaded where too many wait.
         """
-        if not self._is_open:
-            raise Cancelled("the engine is closed: start a new one")
-        if self._scheduler.n_waiting >= self.config.max_waiting:
-            raise Overloaded(f"{self.config.max_waiting} requests wait already: try again later")
         source = request.text.source if request.text is not None else None
         stream = Stream(self, seed=request.seed, text=source)
         utterances = self._utterances(request, stream)
-        self._commands.put(lambda: self._add(utterances))
+        with self._door:
+            if not self._is_open:
+                raise Cancelled("the engine is closed: start a new one")
+            if len(self._waiting) >= self.config.max_waiting:
+                raise Overloaded(f"{len(self._waiting)} requests wait already: try again later")
+            self._waiting.add(stream)
+            self._commands.put(lambda: self._add(utterances))
         return stream
 
     def say(self, stream: Stream, ids: list[int], *, last: bool) -> None:
@@ -97,16 +101,17 @@ class Engine:
 
     def close(self) -> None:
         """Stop the thread after the step it is in; unfinished streams raise Cancelled."""
-        if self._is_open:
+        with self._door:
             self._is_open = False
-            self._commands.put(lambda: None)
+        self._commands.put(lambda: None)  # wakes the thread
         self._thread.join()
 
     @property
     def is_idle(self) -> bool:
         """Nothing in flight and nothing held."""
         return (
-            not self._scheduler.utterances
+            not self._waiting
+            and not self._scheduler.utterances
             and self._commands.empty()
             and self._runner.n_free_slots == self.config.n_slots
         )
@@ -174,6 +179,7 @@ class Engine:
             if step is not None:
                 self._do(step)
             self._listen(wait=step is None)
+        self._listen(wait=False)
         error = Cancelled("the engine was closed before the audio was complete")
         for utterance in self._scheduler.utterances:
             self._drop(utterance.stream, error)
@@ -193,6 +199,7 @@ class Engine:
                 case Render(utterance):
                     self._render(utterance)
                 case Prefill(utterance):
+                    self._waiting.discard(utterance.stream)
                     self._write((utterance,))
                 case Decode(utterances):
                     self._write(utterances)
@@ -209,6 +216,7 @@ class Engine:
                 self._runner.release_slot(utterance)
 
     def _render(self, utterance: Utterance) -> None:
+        self._waiting.discard(utterance.stream)
         chunk = utterance.take_chunk()
         audio = self._runner.render(utterance, chunk)
         if len(audio):
@@ -246,6 +254,7 @@ class Engine:
 
     def _drop(self, stream: Stream, error: BaseException | None) -> None:
         """Free everything a stream holds and end it."""
+        self._waiting.discard(stream)
         for utterance in self._scheduler.of(stream):
             self._release(utterance)
         stream.end(error)

@@ -56,11 +56,6 @@ class Scheduler:
     def utterances(self) -> tuple[Utterance, ...]:
         return tuple(self._utterances)
 
-    @property
-    def n_waiting(self) -> int:
-        """Requests of which nothing has begun."""
-        return sum(u.index == 0 and u.wants_slot for u in self._utterances)
-
     def add(self, utterance: Utterance) -> None:
         self._utterances.append(utterance)
 

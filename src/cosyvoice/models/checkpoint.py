@@ -12,6 +12,8 @@ ModelFilesError naming the file and the key. A mapped file must not be rewritten
 
 import os
 import pickle
+import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,6 +73,7 @@ UNREADABLE = (
     AssertionError,
     OverflowError,
     MemoryError,
+    struct.error,
 )
 
 
@@ -155,14 +158,15 @@ class _Source:
     key_of: Callable[[str], str]
 
     def error(self, key: str, problem: str) -> ModelFilesError:
-        return _broken(self.file, f"{key} {problem}")
+        """For a file that is whole but does not fit the configuration."""
+        return ModelFilesError(
+            f"{self.file}: {key} {problem}: use the cosyvoice3.yaml that belongs to this file, or "
+            "download the model again with `cosyvoice download`"
+        )
 
 
 def _broken(file: Path, problem: str) -> ModelFilesError:
-    return ModelFilesError(
-        f"{file}: {problem}; download the model again with `cosyvoice download`, or use the "
-        "cosyvoice3.yaml that belongs to this file"
-    )
+    return ModelFilesError(f"{file}: {problem}; download the model again with `cosyvoice download`")
 
 
 def llm_key(name: str) -> str:
@@ -249,7 +253,9 @@ def _contents(file: Path) -> Any:
     if is_zip:
         _check_archive(file)
     try:
-        return torch.load(file, mmap=is_zip, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():  # of odd pickle protocols: it reads them or it raises
+            warnings.simplefilter("ignore")
+            return torch.load(file, mmap=is_zip, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise _broken(file, "holds something else than tensors and was not read") from error
     except UNREADABLE as error:

@@ -8,6 +8,7 @@ Knows nothing of mel, audio or utterances.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, n_channels: int, kernel_size: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(
-            CausalConv(n_channels, n_channels, kernel_size, dilation=d) for d in dilations
-        )
-        self.convs2 = nn.ModuleList(
-            CausalConv(n_channels, n_channels, kernel_size) for _ in dilations
-        )
+        first = [CausalConv(n_channels, n_channels, kernel_size, dilation=d) for d in dilations]
+        second = [CausalConv(n_channels, n_channels, kernel_size) for _ in dilations]
+        # Typed by what they hold, which ModuleList does not tell.
+        self.convs1 = cast("list[CausalConv]", nn.ModuleList(first))
+        self.convs2 = cast("list[CausalConv]", nn.ModuleList(second))
         self.activations1 = nn.ModuleList(Snake(n_channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(n_channels) for _ in dilations)
 

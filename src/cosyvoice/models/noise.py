@@ -37,9 +37,7 @@ class SourceNoise:
         self._generator = generator  # draws the rows that follow; None: there are no more
 
     @classmethod
-    def published(
-        cls, config: ModelConfig = ModelConfig(), *, device: torch.device | str = "cpu"
-    ) -> "SourceNoise":
+    def published(cls, config: ModelConfig, *, device: torch.device | str = "cpu") -> "SourceNoise":
         """The noise that the published model was made with, for these sizes."""
         generator = torch.Generator().manual_seed(SEED)
         _draw_flow_noise(generator, config.flow.n_mels)
@@ -70,7 +68,7 @@ class SourceNoise:
 
 
 def _draw_flow_noise(generator: torch.Generator, n_mels: int) -> Tensor:
-    # Always the whole buffer: a shorter draw would neither begin alike nor leave the generator alike.
+    # Always all of it: a shorter draw has other values, and leaves the generator elsewhere.
     return torch.randn(n_mels, MAX_FLOW_FRAMES, generator=generator)  # [n_mels, T]
 
 

@@ -9,6 +9,7 @@ Symbols: T frames, H sines.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ UNVOICED_SHARE = 3  # noise without a voice has a third of the sines' amplitude
 
 
 class F0Predictor(nn.Module):
-    """Pitch per frame; the first layer looks ahead, the others back. Computes in its weights' type."""
+    """Pitch per frame, in float64. The first layer looks ahead, the others back."""
 
     def __init__(self, config: VocoderConfig) -> None:
         super().__init__()
@@ -38,15 +39,17 @@ class F0Predictor(nn.Module):
 
     def start(self, n_batch: int = 1) -> list[Tensor]:
         """The past of the layers that look back."""
-        return [conv.start(n_batch) for conv in list(self.condnet.values())[1:]]
+        return [conv.start(n_batch) for conv in self._backward_layers()]
 
     def forward(self, mel: Tensor, pasts: list[Tensor]) -> Tensor:
         """Pitch of all but the last frames, which are lookahead only."""
-        first, *others = self.condnet.values()
-        x = F.elu(first(mel.to(self.classifier.weight.dtype)))
-        for conv, past in zip(others, pasts, strict=True):
+        x = F.elu(self.condnet["0"](mel.to(self.classifier.weight.dtype)))
+        for conv, past in zip(self._backward_layers(), pasts, strict=True):
             x = F.elu(conv(x, past))
         return self.classifier(x.transpose(1, 2)).squeeze(-1).abs()  # [B, T] Hz
+
+    def _backward_layers(self) -> list[CausalConv]:
+        return cast("list[CausalConv]", list(self.condnet.values())[1:])
 
 
 class HarmonicSource(nn.Module):

@@ -1,8 +1,8 @@
 """The short Fourier transform between samples and the vocoder's columns, in both directions.
 
 Comes in: samples with their surroundings, or columns `[B, 2 F, K]` (F real parts above F imaginary
-parts). Goes out: the other one. Column k is centred on sample `hop * k`, window periodic Hann.
-Knows no utterance: who calls brings the neighbours on the left and keeps what overlaps on the right.
+parts). Goes out: the other one. Column k is centred on sample `hop * k`; the window is a periodic
+Hann. Knows no utterance: who calls brings the neighbours on the left and keeps what overlaps.
 
 Symbols: F = n_fft / 2 + 1 bins, K columns.
 """
@@ -54,7 +54,7 @@ class ShortFourier:
         return self._overlapped(pieces)
 
     def _overlapped(self, pieces: Tensor) -> Tensor:
-        """Add piece k at sample `hop * k`: `[B, 2, K, n_fft]` to `[B, 2, hop * (K - 1) + n_fft]`."""
+        """Pieces `[B, 2, K, n_fft]` added up, piece k from sample `hop * k` on: `[B, 2, N]`."""
         n_pieces, hop = pieces.shape[2], self.hop_samples
         total = pieces.new_zeros(*pieces.shape[:2], hop * (n_pieces - 1) + self.n_fft)
         for start in range(0, self.n_fft, hop):

@@ -10,6 +10,7 @@ Symbols: T frames, N samples, K spectrum columns (120 per frame, and one before 
 
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -90,10 +91,11 @@ class Vocoder(nn.Module):
         self.m_source = HarmonicSource(config)
         base = config.base_channels
         self.conv_pre = nn.Conv1d(config.n_mels, base, config.lookahead_frames + 1)
-        self.ups = nn.ModuleList()
-        self.source_downs = nn.ModuleList()
-        self.source_resblocks = nn.ModuleList()
-        self.resblocks = nn.ModuleList()
+        # Typed by what they hold, which ModuleList does not tell.
+        self.ups = cast("list[CausalUpsample]", nn.ModuleList())
+        self.source_downs = cast("list[CausalConv]", nn.ModuleList())
+        self.source_resblocks = cast("list[ResidualBlock]", nn.ModuleList())
+        self.resblocks = cast("list[ResidualBlock]", nn.ModuleList())
         for stage in range(len(config.upsample_rates)):
             self._add_stage(stage, base >> (stage + 1))
         n_last = base >> len(config.upsample_rates)
@@ -126,7 +128,7 @@ class Vocoder(nn.Module):
         if not early:
             delay_frames = config.lookahead_frames + config.f0_lookahead_frames
             n_held = FRAME_SAMPLES - n_edge
-        zeros = self.conv_pre.bias.new_zeros
+        zeros = self.conv_pre.weight.new_zeros
         return VocoderState(
             noise=noise,
             delay_frames=delay_frames,
@@ -139,15 +141,6 @@ class Vocoder(nn.Module):
             trunk=self._start_trunk(),
             overlap=zeros(1, 2, fourier.overlap_samples),
             held=zeros(1, n_held),
-        )
-
-    def _start_trunk(self, n_batch: int = 1) -> TrunkState:
-        return TrunkState(
-            ups=[layer.start(n_batch) for layer in self.ups],
-            source_downs=[layer.start(n_batch) for layer in self.source_downs],
-            source_resblocks=[block.start(n_batch) for block in self.source_resblocks],
-            resblocks=[block.start(n_batch) for block in self.resblocks],
-            conv_post=self.conv_post.start(n_batch),
         )
 
     def extend(self, state: VocoderState, mel: Tensor, last: bool = False) -> Tensor:
@@ -170,7 +163,7 @@ class Vocoder(nn.Module):
         return self.f0_predictor(mel, self.f0_predictor.start(len(mel)))
 
     def excite(self, f0: Tensor, noise: Tensor) -> Tensor:
-        """Excitation of whole utterances: `[B, T]` Hz and noise `[B, 480 T, H]` to `[B, 1, 480 T]`."""
+        """Excitation `[B, 1, 480 T]` of whole utterances: pitch `[B, T]`, noise `[B, 480 T, H]`."""
         return self.m_source(f0.float(), self.m_source.start(len(f0)), noise)
 
     def _start_trunk(self, n_batch: int = 1) -> TrunkState:
@@ -192,24 +185,25 @@ class Vocoder(nn.Module):
         if stop <= piece.start:
             return mel.new_zeros(0)
         if last:
-            window = F.pad(window, (0, self.config.lookahead_frames))
+            n_zeros = max(self.config.lookahead_frames, self.config.f0_lookahead_frames)
+            window = F.pad(window, (0, n_zeros))
         window = window[..., piece.start - window_start :]
-        columns = self._excite(state, piece, window)
+        columns = self._columns(state, piece, self._excite(state, piece, window))
         window = window[..., : stop - piece.start + self.config.lookahead_frames]
         columns = self._trunk(window, columns, state.trunk)
         state.n_rendered_frames = stop
         return self._finish(state, piece, columns)[0]  # [N]
 
     def _excite(self, state: VocoderState, piece: Piece, window: Tensor) -> Tensor:
-        """Spectrum of the piece's excitation, from the mel that begins with its first frame."""
+        """Excitation of the piece `[1, 1, N]`, from the mel that begins with its first frame."""
         start, stop = piece.source_start, piece.source_stop
         f0_stop = stop + self.config.f0_lookahead_frames
         f0 = self.f0_predictor(window[..., start - piece.start : f0_stop - piece.start], state.f0)
         noise = state.noise.rows(start * FRAME_SAMPLES, stop * FRAME_SAMPLES)
-        source = self.m_source(f0.float(), state.phase, noise[None])
-        return self._columns(state, piece, source)
+        return self.m_source(f0.float(), state.phase, noise[None])
 
     def _columns(self, state: VocoderState, piece: Piece, source: Tensor) -> Tensor:
+        """Spectrum `[1, 18, K]` of the excitation; carries what the next columns cover."""
         if not piece.is_first:
             source = torch.cat([state.source, source], dim=-1)
         # The utterance is mirrored at both ends, and begins with a column of its own.
@@ -221,7 +215,7 @@ class Vocoder(nn.Module):
         return self.fourier.analyse(source[..., : n_advance + self.fourier.overlap_samples])
 
     def _trunk(self, mel: Tensor, spectrum: Tensor, state: TrunkState) -> Tensor:
-        """Spectrum of the audio, `[B, 18, K]`, from mel with its lookahead and that of the source."""
+        """Spectrum `[B, 18, K]` of the audio, from mel with its lookahead and the source's."""
         x = self.conv_pre(mel)  # [B, C, T]
         for stage, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, self.config.lrelu_slope), state.ups[stage])
@@ -236,7 +230,8 @@ class Vocoder(nn.Module):
         """Mean of the residual blocks of one stage."""
         n_blocks = len(self.config.resblock_kernel_sizes)
         mine = range(stage * n_blocks, (stage + 1) * n_blocks)
-        return sum(self.resblocks[i](x, state.resblocks[i]) for i in mine) / n_blocks
+        outputs = [self.resblocks[i](x, state.resblocks[i]) for i in mine]
+        return sum(outputs[1:], start=outputs[0]) / n_blocks  # [B, C, n]
 
     def _finish(self, state: VocoderState, piece: Piece, columns: Tensor) -> Tensor:
         """Audio `[1, N]` of output columns; carries what the next columns overlap."""

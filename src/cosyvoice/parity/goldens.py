@@ -24,7 +24,7 @@ EXACT = "exact"  # equal integers
 INPUT = "input"  # given to the model, not compared
 
 Tolerance = float | str
-Path_ = tuple[str | int, ...]  # into a document: ("rows", 12, "wetext018")
+Place = tuple[str | int, ...]  # into a document: ("rows", 12, "wetext018")
 
 
 class SetError(BadRequest):
@@ -99,14 +99,16 @@ class GoldenSet:
             self.documents[file] = _read_json(self.folder / file)
         return self.documents[file]
 
-    def at(self, file: str, path: Path_) -> Any:
+    def at(self, file: str, path: Place) -> Any:
         """The value at a place in a document."""
         value = self.document(file)
         for i, key in enumerate(path):
             try:
                 value = value[key]
             except (LookupError, TypeError) as error:
-                raise SetError(f"{file} lacks {shown(path[: i + 1])}: record the set again") from error
+                raise SetError(
+                    f"{file} lacks {shown(path[: i + 1])}: record the set again"
+                ) from error
         return value
 
     def param(self, group: str, name: str) -> Any:

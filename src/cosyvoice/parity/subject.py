@@ -29,7 +29,7 @@ OPTIONS = Loading(use_rl=False)
 
 FLOW_NOISE = ("5_flow.safetensors", "rand_noise")
 SOURCE_NOISE = ("noise.safetensors", "sine_waves")
-MARGIN_SAMPLES = 60 * SAMPLE_RATE_HZ  # drawn by our own recipe beyond what a set holds
+MARGIN_SAMPLES = 30 * SAMPLE_RATE_HZ  # drawn by our own recipe beyond what a set holds
 
 
 class Subject:

@@ -1,0 +1,120 @@
+"""Listening to production code at work: outputs of submodules, mels on their way to the vocoder,
+and an engine whose language model runs but whose draws are decided.
+
+In: networks and requests. Out: what passed by. It changes nothing of what it hears, the draws of
+`ForcedRunner` aside.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from cosyvoice.config import EngineConfig, Rules
+from cosyvoice.engine.engine import Engine
+from cosyvoice.engine.request import Chunk, Request, Utterance
+from cosyvoice.engine.runner import Models, Runner
+from cosyvoice.engine.script import Script
+from cosyvoice.engine.stream import Audio
+from cosyvoice.models.noise import SourceNoise
+from cosyvoice.models.vocoder import Vocoder, VocoderState
+
+
+@dataclass
+class Heard:
+    """The last inputs and outputs of the submodules that were listened to, by path."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+@contextmanager
+def listening(network: nn.Module, paths: Iterable[str]) -> Iterator[Heard]:
+    """Hear submodules while the block runs; paths the network does not have stay silent."""
+    modules = dict(network.named_modules())
+    heard = Heard()
+    handles = [
+        modules[path].register_forward_hook(_hook(heard, path)) for path in paths if path in modules
+    ]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(heard: Heard, path: str) -> Any:
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        heard.inputs[path] = inputs[0].clone()
+        heard.outputs[path] = output.clone()  # later layers may work in place
+
+    return keep
+
+
+class Tap:
+    """Stands where the vocoder stands and keeps the mels that go in."""
+
+    def __init__(self, vocoder: Vocoder) -> None:
+        self.mels: list[Tensor] = []  # [T, 80] each
+        self._vocoder = vocoder
+
+    def start(self, noise: SourceNoise, *, early: bool = True) -> VocoderState:
+        return self._vocoder.start(noise, early=early)
+
+    def extend(self, state: VocoderState, mel: Tensor, last: bool = False) -> Tensor:
+        self.mels.append(mel.clone())
+        return self._vocoder.extend(state, mel, last)
+
+
+class ForcedRunner(Runner):
+    """The runner, except that the model's draws are replaced: given tokens, then the end."""
+
+    def __init__(self, models: Models, config: EngineConfig, forced: Sequence[int]) -> None:
+        super().__init__(models, config)
+        self.rendered: list[int] = []  # tokens that reached the flow
+        self._forced = [*forced, models.llm.config.eos]
+
+    def write(self, utterances: Sequence[Utterance]) -> list[int]:
+        super().write(tuple(utterances))
+        scripts = [cast(Script, u.script) for u in utterances]
+        return [self._forced[len(script.history)] for script in scripts]
+
+    def render(self, utterance: Utterance, chunk: Chunk) -> Audio:
+        self.rendered.extend(chunk.tokens)
+        return super().render(utterance, chunk)
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What came out of one request."""
+
+    chunks: list[Tensor]  # [1, n] audio each
+    mels: list[Tensor]  # [1, 80, T] each, as the vocoder got them
+    tokens: list[int]  # that reached the flow
+
+    @property
+    def audio(self) -> Tensor:
+        return torch.cat([torch.zeros(1, 0), *self.chunks], dim=1)
+
+    @property
+    def mel(self) -> Tensor:
+        return torch.cat(self.mels, dim=2)
+
+
+def perform(
+    models: Models, request: Request, *, rules: Rules, forced: Sequence[int] = ()
+) -> Performance:
+    """Carry a request out on an engine of its own, the language model's draws being `forced`."""
+    tap = Tap(models.vocoder)
+    tapped = replace(models, vocoder=cast(Vocoder, tap))
+    config = EngineConfig(n_slots=1, rules=rules)
+    runner = ForcedRunner(tapped, config, forced)
+    engine = Engine(runner, config)
+    try:
+        chunks = [torch.from_numpy(audio)[None] for audio in engine.submit(request)]
+    finally:
+        engine.close()
+    return Performance(chunks, [mel.T[None] for mel in tap.mels], runner.rendered)

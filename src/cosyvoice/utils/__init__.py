@@ -1,0 +1,1 @@
+"""Names that scripts written for the reference import. Nothing of ours imports them."""
