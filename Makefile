@@ -34,7 +34,7 @@ speak: $(RUNTIME) ## install what is needed and say TEXT="..." into OUT=out.wav
 	$(BIN)/cosyvoice synthesize "$$TEXT" -o "$$OUT"
 
 test: check ## check, then every test, JOBS=2 at a time
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not (gpu or checkpoint or slow)'
 
 check: $(DEV) ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -53,7 +53,7 @@ lock: ## write requirements.lock anew, from a clean environment with every extra
 	extras=$$($(LOCK_VENV)/bin/python -c 'import tomllib; \
 	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"], sep=",")') \
 	&& $(LOCK_VENV)/bin/python -m pip install "torch==$(TORCH)" --editable ".[$$extras]"
-	{ sed '/^#/!d' $(LOCK); $(LOCK_VENV)/bin/python -m pip freeze --exclude-editable \
+	{ sed '/^#/!d' $(LOCK); $(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 	    | sed 's/+[a-z0-9.]*$$//'; } > $(LOCK).new
 	mv $(LOCK).new $(LOCK)
 	rm -rf $(LOCK_VENV)

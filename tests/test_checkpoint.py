@@ -125,10 +125,9 @@ def test_bfloat16_spares_norms_vocoder_and_pitch(golden_model: Path) -> None:
     "edit",
     [
         lambda tensors: tensors | {"epoch": 3, "step": 12_000},
-        lambda tensors: {key: t[None].mT.mT[0] if t.ndim else t for key, t in tensors.items()},
         lambda tensors: {key: nn.Parameter(t) for key, t in tensors.items()},
     ],
-    ids=["trainer entries", "strided", "parameters"],
+    ids=["trainer entries", "parameters"],
 )
 def test_equal_forms(model_dir: Path, name: str, edit: Edit) -> None:
     expected = load(model_dir, name)
@@ -303,13 +302,8 @@ def test_half_a_weight_norm_is_refused(
     key = f"conv_pre.parametrizations.weight.{suffix}"
     tensors = without(key)(stored(model_dir / "hift.pt"))
     replace(model_dir / "hift.pt", tensors if value is None else tensors | {key: value})
-    assert message in refusal_of_hift(model_dir)
-
-
-def refusal_of_hift(model_dir: Path) -> str:
-    with pytest.raises(ModelFilesError) as caught:
+    with pytest.raises(ModelFilesError, match=re.escape(message)):
         load(model_dir, "hift.pt")
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("contents", [[torch.zeros(1)], torch.zeros(1), {3: torch.zeros(1)}, {}])

@@ -19,6 +19,8 @@ from .parity import parity
 from .speak import convert, synthesize
 from .voices import voices
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="cosyvoice",
     help="Speak text in the voice of a recording (Fun-CosyVoice3).",
@@ -61,8 +63,10 @@ def main() -> None:
     except SpeechError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except SystemExit as ended:
+        if ended.code != INTERRUPTED:
+            raise
         typer.echo("interrupted", err=True)
         # At once: the engine's thread may be in the middle of a long step.
         sys.stderr.flush()
-        os._exit(130)
+        os._exit(INTERRUPTED)

@@ -27,6 +27,7 @@ class CausalConv(nn.Module):
         bound = 1 / math.sqrt(n_in * kernel_size)  # torch's default for a convolution
         self.weight = nn.Parameter(torch.empty(n_out, n_in, kernel_size).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
+        self.n_in = n_in
         self.stride = stride
         self.dilation = dilation
         self.n_span = (kernel_size - 1) * dilation + 1
@@ -34,7 +35,7 @@ class CausalConv(nn.Module):
 
     def start(self, n_batch: int = 1) -> Tensor:
         """The past of a layer that has seen nothing."""
-        return self.weight.new_zeros(n_batch, self.weight.shape[1], self.n_past)
+        return self.bias.new_zeros(n_batch, self.n_in, self.n_past)
 
     def forward(self, x: Tensor, past: Tensor) -> Tensor:
         x = torch.cat([past, x], dim=-1)  # [B, n_in, n_past + n]

@@ -1,5 +1,5 @@
 """Listening to production code at work: outputs of submodules, mels on their way to the vocoder,
-and an engine whose language model runs but whose draws are decided.
+and an engine whose language model runs while its draws may be decided from outside.
 
 In: networks and requests. Out: what passed by. It changes nothing of what it hears, the draws of
 `ForcedRunner` aside.
@@ -69,22 +69,29 @@ class Tap:
         return self._vocoder.extend(state, mel, last)
 
 
-class ForcedRunner(Runner):
-    """The runner, except that the model's draws are replaced: given tokens, then the end."""
+class ListeningRunner(Runner):
+    """The runner, which also notes the tokens that reach the flow."""
 
-    def __init__(self, models: Models, config: EngineConfig, forced: Sequence[int]) -> None:
+    def __init__(self, models: Models, config: EngineConfig) -> None:
         super().__init__(models, config)
-        self.rendered: list[int] = []  # tokens that reached the flow
-        self._forced = [*forced, models.llm.config.eos]
-
-    def write(self, utterances: Sequence[Utterance]) -> list[int]:
-        super().write(tuple(utterances))
-        scripts = [cast(Script, u.script) for u in utterances]
-        return [self._forced[len(script.history)] for script in scripts]
+        self.rendered: list[int] = []
 
     def render(self, utterance: Utterance, chunk: Chunk) -> Audio:
         self.rendered.extend(chunk.tokens)
         return super().render(utterance, chunk)
+
+
+class ForcedRunner(ListeningRunner):
+    """The language model runs, and what it draws is replaced: given tokens, then the end."""
+
+    def __init__(self, models: Models, config: EngineConfig, forced: Sequence[int]) -> None:
+        super().__init__(models, config)
+        self._forced = [*forced, models.llm.config.eos]
+
+    def write(self, utterances: tuple[Utterance, ...]) -> list[int]:
+        super().write(utterances)
+        scripts = [cast(Script, u.script) for u in utterances]  # only who writes is asked
+        return [self._forced[len(script.history)] for script in scripts]
 
 
 @dataclass(frozen=True)
@@ -105,13 +112,16 @@ class Performance:
 
 
 def perform(
-    models: Models, request: Request, *, rules: Rules, forced: Sequence[int] = ()
+    models: Models, request: Request, *, rules: Rules, forced: Sequence[int] | None = None
 ) -> Performance:
-    """Carry a request out on an engine of its own, the language model's draws being `forced`."""
+    """Carry a request out on an engine of its own; `forced` are the draws, where they are given."""
     tap = Tap(models.vocoder)
     tapped = replace(models, vocoder=cast(Vocoder, tap))
     config = EngineConfig(n_slots=1, rules=rules)
-    runner = ForcedRunner(tapped, config, forced)
+    if forced is None:
+        runner = ListeningRunner(tapped, config)
+    else:
+        runner = ForcedRunner(tapped, config, forced)
     engine = Engine(runner, config)
     try:
         chunks = [torch.from_numpy(audio)[None] for audio in engine.submit(request)]

@@ -132,6 +132,7 @@ def _text_in(part: Part, subject: Subject, case: str) -> Iterator[Found]:
     facts = {
         "calls": [_written(config, call) for call in talk.calls],
         "yielded": spoken,
+        "sampled": draws.ids[:n_drawn],
         "ignore_eos": draws.suppressed,
         "n_sampled": n_drawn,
         "unused_forced": len(draws.ids) - n_drawn,

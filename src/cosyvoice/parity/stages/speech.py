@@ -66,7 +66,7 @@ class Scene:
         name = re.split(r"\W", said, maxsplit=1)[0]
         return self.part.recording(self.part.whole.note("features", "info", name, "file"))
 
-    def perform(self, request: Request, forced: Sequence[int] = ()) -> Performance:
+    def perform(self, request: Request, forced: Sequence[int] | None = None) -> Performance:
         return perform(self.subject.models, request, rules=REFERENCE, forced=forced)
 
 
