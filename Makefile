@@ -53,8 +53,8 @@ lock: ## write requirements.lock anew, from a clean environment with every extra
 	extras=$$($(LOCK_VENV)/bin/python -c 'import tomllib; \
 	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"], sep=",")') \
 	&& $(LOCK_VENV)/bin/python -m pip install "torch==$(TORCH)" --editable ".[$$extras]"
-	{ sed '/^#/!d' $(LOCK); $(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude-editable \
-	    | sed 's/+[a-z0-9.]*$$//'; } > $(LOCK).new
+	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude pip --exclude-editable > $(LOCK_VENV)/frozen
+	{ sed '/^#/!d' $(LOCK); sed 's/+[a-z0-9.]*$$//' $(LOCK_VENV)/frozen; } > $(LOCK).new
 	mv $(LOCK).new $(LOCK)
 	rm -rf $(LOCK_VENV)
 

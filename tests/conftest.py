@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread (two spin against each other on a busy host), the golden set."""
+"""Shared by all tests: one torch thread (two spin on a busy host), the golden set."""
 
 from pathlib import Path
 

@@ -177,7 +177,9 @@ class OnnxModel:
         import onnxruntime
 
         if not self.path.is_file():
-            raise ModelFilesError(f"{self.path} is missing; `cosyvoice download` gets it")
+            raise ModelFilesError(
+                f"{self.path} is missing; download the model again, or give another"
+            )
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = 1
@@ -271,7 +273,7 @@ def _hash_files(*paths: Path) -> str:
                     digest.update(block)
         except OSError as error:
             raise ModelFilesError(
-                f"{path} cannot be read: {error.strerror}; `cosyvoice download` gets it"
+                f"{path} cannot be read: {error.strerror}; download the model again"
             ) from error
     return digest.hexdigest()
 

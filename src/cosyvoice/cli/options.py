@@ -1,5 +1,6 @@
 """Options that several commands share, so that they are spelt and explained alike."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +39,9 @@ Output = Annotated[
 Seed = Annotated[
     int | None, typer.Option(help="Same seed, same audio. Drawn and reported where it is left out.")
 ]
+Streaming = Annotated[
+    bool, typer.Option("--stream", help="Make the audio in chunks, as a listener would get it.")
+]
 Speed = Annotated[float, typer.Option(help="0.25 to 4.")]
 
 
@@ -46,27 +50,30 @@ def say(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def load(
-    model_dir: Path | None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    compat: str = "ours",
-    use_rl: bool = True,
-    voices_dir: Path | None = None,
-) -> "CosyVoice3":
-    """The model a command works with; says which one it took."""
-    from cosyvoice.api import CosyVoice3
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model a command works with, and how."""
 
-    if compat not in ("ours", "reference"):
-        raise BadRequest(f"--compat is ours or reference, not {compat!r}")
-    model = CosyVoice3(
-        model_dir,
-        device=device,
-        dtype=dtype,
-        compat="reference" if compat == "reference" else "ours",
-        use_rl=use_rl,
-        voices_dir=voices_dir,
-    )
-    say(model.model_note)
-    return model
+    model_dir: Path | None
+    device: str = "auto"
+    dtype: str = "auto"
+    compat: str = "ours"
+    use_rl: bool = True
+    voices_dir: Path | None = None
+
+    def load(self) -> "CosyVoice3":
+        """The model; says on stderr which one it is."""
+        from cosyvoice.api import CosyVoice3
+
+        if self.compat not in ("ours", "reference"):
+            raise BadRequest(f"--compat is ours or reference, not {self.compat!r}")
+        model = CosyVoice3(
+            self.model_dir,
+            device=self.device,
+            dtype=self.dtype,
+            compat="reference" if self.compat == "reference" else "ours",
+            use_rl=self.use_rl,
+            voices_dir=self.voices_dir,
+        )
+        say(model.model_note)
+        return model

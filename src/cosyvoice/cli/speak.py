@@ -20,13 +20,14 @@ from .options import (
     Compat,
     Device,
     Dtype,
+    ModelChoice,
     ModelDir,
     Output,
     Seed,
     Speed,
+    Streaming,
     UseRL,
     VoicesDir,
-    load,
     say,
 )
 
@@ -37,29 +38,23 @@ if TYPE_CHECKING:
 
 MAX_TEXT_BYTES = 16 << 20
 SAMPLE_VOICE = "the bundled sample voice"
+MODE_HELP = "zero_shot, cross_lingual, instruct2 or sft; else it follows from the inputs."
+MAX_TOKENS_HELP = "Most speech tokens per sentence; 25 are a second."
 
 
 def synthesize(
     text: Annotated[str | None, typer.Argument(help="What to say; - reads it from stdin.")] = None,
     text_file: Annotated[Path | None, typer.Option(help="Read the text from a file.")] = None,
     voice: Annotated[str, typer.Option(help="Name of a stored voice.")] = "",
-    prompt_wav: Annotated[
-        Path | None, typer.Option(help="Recording of the voice to speak in, up to 30 s.")
-    ] = None,
+    prompt_wav: Annotated[Path | None, typer.Option(help="Recording of the voice.")] = None,
     prompt_text: Annotated[str, typer.Option(help="What is said in the recording.")] = "",
     instruct: Annotated[str, typer.Option(help="How to say it: 'Speak slowly.'")] = "",
-    mode: Annotated[
-        str, typer.Option(help="zero_shot, cross_lingual, instruct2 or sft; else from the inputs.")
-    ] = "",
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Make the audio in chunks, as a listener would get it.")
-    ] = False,
+    mode: Annotated[str, typer.Option(help=MODE_HELP)] = "",
+    stream: Streaming = False,
     play: Annotated[bool, typer.Option("--play", help="Play it while it is made.")] = False,
     speed: Speed = 1.0,
     seed: Seed = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most speech tokens per sentence; 25 are a second.")
-    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help=MAX_TOKENS_HELP)] = None,
     model_dir: ModelDir = None,
     voices_dir: VoicesDir = None,
     device: Device = "auto",
@@ -76,9 +71,8 @@ def synthesize(
     from cosyvoice.frontend import Order
 
     _check_output(output)
-    spoken = _text(text, text_file)
     order = Order(
-        text=spoken,
+        text=_text(text, text_file),
         seed=secrets.randbits(32) if seed is None else seed,
         voice=voice,
         recording=prompt_wav,
@@ -89,15 +83,9 @@ def synthesize(
         speed=speed,
         max_tokens=max_tokens,
     )
+    choice = ModelChoice(model_dir, device, dtype, compat, use_rl, voices_dir)
     with _player(wanted=play) as player:
-        model = load(
-            model_dir,
-            device=device,
-            dtype=dtype,
-            compat=compat,
-            use_rl=use_rl,
-            voices_dir=voices_dir,
-        )
+        model = choice.load()
         started_s = time.monotonic()
         audio = model.speak(_with_voice(order))
         say(f"seed: {order.seed}")
@@ -108,9 +96,7 @@ def synthesize(
 def convert(
     source: Annotated[Path, typer.Option(help="Recording of the words, up to 30 s.")],
     prompt_wav: Annotated[Path, typer.Option(help="Recording of the voice, up to 30 s.")],
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Make the audio in chunks, as a listener would get it.")
-    ] = False,
+    stream: Streaming = False,
     speed: Speed = 1.0,
     model_dir: ModelDir = None,
     device: Device = "auto",
@@ -123,7 +109,7 @@ def convert(
     Example: cosyvoice convert --source words.wav --prompt-wav voice.wav -o out.wav
     """
     _check_output(output)
-    model = load(model_dir, device=device, dtype=dtype, compat=compat)
+    model = ModelChoice(model_dir, device, dtype, compat).load()
     started_s = time.monotonic()
     _write(model.convert(source, prompt_wav, streaming=stream, speed=speed), output, started_s)
     model.close()

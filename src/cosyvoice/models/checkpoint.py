@@ -98,8 +98,8 @@ def resolve_model_dir(given: Path | str | None = None) -> tuple[Path, str]:
     if LOCAL_MODEL_DIR.is_dir():
         return LOCAL_MODEL_DIR, f"model: {LOCAL_MODEL_DIR}"
     return _existing(BUNDLED_MODEL_DIR), (
-        "model: the small bundled voice model; for the published one run `cosyvoice download` "
-        f"({PUBLISHED_HUB_ID}) and pass its directory as --model-dir"
+        "model: the bundled one, whose weights are RANDOM: it makes noise, not words; for speech "
+        f"get {PUBLISHED_HUB_ID} and pass its directory as --model-dir"
     )
 
 
@@ -108,8 +108,8 @@ def _existing(model_dir: Path) -> Path:
         return model_dir
     problem = "is not a directory" if model_dir.exists() else "does not exist"
     raise ModelFilesError(
-        f"model directory {model_dir} {problem}: get the published model with `cosyvoice download` "
-        f"({PUBLISHED_HUB_ID}) or make a random one with `cosyvoice init-model {model_dir}`"
+        f"model directory {model_dir} {problem}: get the published model from its "
+        f"hub ({PUBLISHED_HUB_ID}) or make a random one with `cosyvoice init-model -o {model_dir}`"
     )
 
 
@@ -161,12 +161,12 @@ class _Source:
         """For a file that is whole but does not fit the configuration."""
         return ModelFilesError(
             f"{self.file}: {key} {problem}: use the cosyvoice3.yaml that belongs to this file, or "
-            "download the model again with `cosyvoice download`"
+            "download the model again"
         )
 
 
 def _broken(file: Path, problem: str) -> ModelFilesError:
-    return ModelFilesError(f"{file}: {problem}; download the model again with `cosyvoice download`")
+    return ModelFilesError(f"{file}: {problem}; download the model again")
 
 
 def llm_key(name: str) -> str:

@@ -4,7 +4,8 @@ Comes in: a model directory and a golden set. Goes out: a `Report`, or a new set
 the parts that synthesis runs and computes nothing of its own. Knows no server.
 """
 
-from .report import Report, print_report
+from .dump import dump
+from .report import Report
 from .run import run
 
-__all__ = ["Report", "print_report", "run"]
+__all__ = ["Report", "dump", "run"]

@@ -59,12 +59,10 @@ class Report:
         outcome = {"passed": self.passed, "n_rows": self.n_rows, "n_failed": self.n_failed}
         return json.dumps({**outcome, "rows": rows}, ensure_ascii=False, allow_nan=False)
 
-
-def print_report(report: Report, out: TextIO | None = None) -> None:
-    """The table, a line for each stage, and last the JSON object."""
-    out = out or sys.stdout
-    for line in (*_table(report.rows), "", *_summary(report), report.to_json()):
-        print(line, file=out)
+    def print(self, out: TextIO | None = None) -> None:
+        """The table, a line for each stage, and last the JSON object; to stdout by default."""
+        for line in (*_table(self.rows), "", *_summary(self), self.to_json()):
+            print(line, file=out or sys.stdout)
 
 
 def _table(rows: list[Row]) -> Iterator[str]:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from cosyvoice.errors import BadRequest, ModelFilesError
 
 from .compare import FAIL, LATER, Row, compare_tensors, compare_values, uncompared
 from .found import Computed, Fact, Found
-from .goldens import INDEX, INPUT, GoldenSet, Part, SetError, shown
+from .goldens import INPUT, GoldenSet, Part, SetError, shown
 from .report import Report
 from .stages import STAGES, Stage
 from .subject import Subject
@@ -38,7 +37,7 @@ def tell_stderr(line: str) -> None:
 def run(
     model_dir: Path,
     goldens: Path,
-    stages: Collection[int] = (),
+    stages: Collection[int] | None = None,
     *,
     tell: Tell = tell_stderr,
 ) -> Report:
@@ -48,7 +47,7 @@ def run(
     the model directory is.
     """
     golden_set = GoldenSet.open(Path(goldens))
-    chosen = _chosen(stages)
+    chosen = _chosen(stages or ())
     with steady():
         subject = Subject(Path(model_dir), golden_set)
         parts = {stage.stem: _timed(golden_set, stage, subject, tell) for stage in chosen}

@@ -148,7 +148,7 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ModelFilesError(
-            f"{path} is missing; give a complete model directory or run `cosyvoice download`"
+            f"{path} is missing; download the model again, or give another model directory"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise _broken(path, f"it cannot be read ({error})") from error

@@ -5,7 +5,6 @@ In: mels and noise. Out: what `Vocoder` makes of them, at once, without its end,
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from cosyvoice.config import FRAME_SAMPLES
