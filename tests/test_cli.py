@@ -73,7 +73,7 @@ def test_version_and_help(run: Run) -> None:
     for command in ((), ("synthesize",), ("convert",), ("voices", "add"), ("parity",),
                     ("parity", "dump"), ("init-model",)):  # fmt: skip
         assert run(*command, "--help") == 0
-        if command not in ((), ("parity",)):
+        if command:
             assert b"Example" in run.out
 
 

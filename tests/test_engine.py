@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,7 @@ class FakeRunner:
     n_lookahead_tokens: int = 3
     n_free_slots: int = N_SLOTS
     batches: list[int] = field(default_factory=list)
+    renders: list[int] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     poison: int = -1
 
@@ -39,8 +40,7 @@ class FakeRunner:
         self.gate.wait(10)
         self.batches.append(len(utterances))
         for u in utterances:
-            if u.slot is None:
-                u.slot, self.n_free_slots = 0, self.n_free_slots - 1
+            self._seat(u)
         names = [
             u.request.sentences[u.index].ids[0] if u.request.sentences else 7 for u in utterances
         ]
@@ -48,9 +48,16 @@ class FakeRunner:
             raise RuntimeError("the device caught fire")
         return [100 + name for name in names]
 
-    def render(self, utterance: Utterance, chunk: Chunk) -> Audio:
-        utterance.voiceover = "state"
-        return np.repeat(np.array(chunk.tokens, np.float32), 2 * FRAME_SAMPLES)
+    def read(self, utterance: Utterance, n_items: int) -> None:
+        self._seat(utterance)
+
+    def render(self, utterances: Sequence[Utterance], chunks: Sequence[Chunk]) -> list[Audio]:
+        self.renders.append(len(chunks))
+        return [np.repeat(np.array(c.tokens, np.float32), 2 * FRAME_SAMPLES) for c in chunks]
+
+    def _seat(self, utterance: Utterance) -> None:
+        if utterance.slot is None:
+            utterance.slot, self.n_free_slots = 0, self.n_free_slots - 1
 
     def release_slot(self, utterance: Utterance) -> None:
         if utterance.slot is not None:
@@ -58,7 +65,6 @@ class FakeRunner:
 
     def release(self, utterance: Utterance) -> None:
         self.release_slot(utterance)
-        utterance.voiceover = None
 
 
 PROMPT: Any = SimpleNamespace(
@@ -273,21 +279,21 @@ def utterance(stream: Stream, *, index: int = 0, streaming: bool = True) -> Utte
 
 
 def test_oldest_waiting_gets_the_free_slot_and_writers_go_together() -> None:
-    scheduler = Scheduler(n_ahead=1)
+    scheduler = Scheduler(EngineConfig(n_ahead=1))
     first, second = (utterance(Stream(Deaf(), seed=0)) for _ in range(2))
     scheduler.add(first)
     scheduler.add(second)
-    assert scheduler.next(0, 1) == Prefill(first)
+    assert scheduler.next(0, 1) == Prefill(first, 2)
     first.slot = 0
     first.accept(5)
-    assert scheduler.next(0, 1) == Prefill(second)
+    assert scheduler.next(0, 1) == Prefill(second, 2)
     second.slot = 1
     second.accept(5)
     assert scheduler.next(0, 0) == Decode((first, second))
 
 
 def test_the_stream_that_will_fall_silent_first_is_rendered() -> None:
-    scheduler = Scheduler(n_ahead=1)
+    scheduler = Scheduler(EngineConfig(n_ahead=1))
     rich, poor, file = (utterance(Stream(Deaf(), seed=0), streaming=s) for s in (True, True, False))
     for u, seconds in ((rich, 3), (poor, 1), (file, 0)):
         u.stream.put(np.zeros(24_000 * seconds, np.float32))
@@ -295,26 +301,26 @@ def test_the_stream_that_will_fall_silent_first_is_rendered() -> None:
         u.tokens = [1] * 60
         u.script.is_done = True  # type: ignore[union-attr]
         scheduler.add(u)
-    assert scheduler.next(10.5, 0) == Render(poor)
+    assert scheduler.next(10.5, 0) == Render((poor,))
     scheduler.remove(poor)
-    assert scheduler.next(10.5, 0) == Render(rich)
+    assert scheduler.next(10.5, 0) == Render((rich,))
     scheduler.remove(rich)
-    assert scheduler.next(10.5, 0) == Render(file)
+    assert scheduler.next(10.5, 0) == Render((file,))
 
 
 def test_sentences_far_ahead_wait() -> None:
-    scheduler = Scheduler(n_ahead=1)
+    scheduler = Scheduler(EngineConfig(n_ahead=1))
     stream = Stream(Deaf(), seed=0)
     ahead = [utterance(stream, index=i) for i in range(3)]
     for u in ahead:
         scheduler.add(u)
     for u in ahead[:2]:
-        assert scheduler.next(0, 9) == Prefill(u)
+        assert scheduler.next(0, 9) == Prefill(u, 2)
         u.slot = 0
         u.accept(5)
     assert scheduler.next(0, 9) == Decode((ahead[0], ahead[1]))
     stream.n_heard = 1
-    assert scheduler.next(0, 9) == Prefill(ahead[2])
+    assert scheduler.next(0, 9) == Prefill(ahead[2], 2)
 
 
 @pytest.mark.parametrize("n_prompt", [0, 1, 8, 17, 25, 31, 87])

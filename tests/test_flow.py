@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cosyvoice.config import FlowConfig
 from cosyvoice.errors import BadRequest
-from cosyvoice.models.dit import block_segments, segment_mask
+from cosyvoice.models.attention import block_segments, segment_mask
 from cosyvoice.models.flow import Flow, FlowPrompt, FlowState
 
 TINY = FlowConfig(n_speech_tokens=40, lookahead_channels=8, dim=32, depth=2, n_heads=2, head_dim=16)
@@ -33,7 +33,7 @@ def start(flow: Flow, n_prompt: int, *, chunked: bool, seed: int = 0) -> FlowSta
         embedding=torch.randn(192, generator=draw),
     )
     noise = torch.randn(80, 600, generator=draw)
-    return flow.start(prompt, flow.schedule(), noise, chunked=chunked)
+    return flow.start(prompt, flow.solver(), noise, chunked=chunked)
 
 
 def speak(flow: Flow, state: FlowState, pieces: list[list[int]]) -> Tensor:
@@ -79,7 +79,7 @@ def test_chunks_come_as_soon_as_their_look_ahead_is_known(tiny: Flow) -> None:
 def test_prompt_mel_of_odd_length_is_cut_by_its_own_length(tiny: Flow) -> None:
     prompt = FlowPrompt(tuple(range(10)), torch.randn(21, 80), torch.randn(192))
     noise = torch.randn(80, 600)
-    state = tiny.start(prompt, tiny.schedule(), noise, chunked=False)
+    state = tiny.start(prompt, tiny.solver(), noise, chunked=False)
     assert speak(tiny, state, [[1] * 9]).shape == (2 * 19 - 21, 80)
 
 
@@ -135,7 +135,7 @@ def test_mel_is_the_goldens(golden: Path, golden_flow: Flow, streaming: int) -> 
     prompt = FlowPrompt(
         tuple(want["prompt_token"][0].tolist()), want["prompt_feat"][0], want["embedding"][0]
     )
-    schedule = golden_flow.schedule()
-    state = golden_flow.start(prompt, schedule, want["rand_noise"][0], chunked=bool(streaming))
+    solver = golden_flow.solver()
+    state = golden_flow.start(prompt, solver, want["rand_noise"][0], chunked=bool(streaming))
     mel = speak(golden_flow, state, [want["token"][0].tolist()])
     assert (mel.T[None] - want[f"mel.finalize1_streaming{streaming}"]).abs().max() < 2e-4

@@ -156,7 +156,7 @@ def test_the_random_voice_is_audible_and_not_clipped(tmp_path: Path, seed: int) 
     tokens = torch.randint(0, 6561, (50,), generator=draw).tolist()
     nobody = FlowPrompt((), torch.zeros(0, 80), torch.randn(192, generator=draw))
     with torch.inference_mode():
-        state = flow.start(nobody, flow.schedule(), flow_noise(), chunked=False)
+        state = flow.start(nobody, flow.solver(), flow_noise(), chunked=False)
         mel = flow.extend(state, tokens, last=True)
         f0 = vocoder.pitch(mel.T[None])
         audio = vocoder.extend(vocoder.start(SourceNoise.published(config)), mel, last=True)
@@ -271,7 +271,7 @@ def test_a_full_disk_is_noticed_before_writing(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ModelFilesError, match=r"1.0 GB free and the model needs 3.4 GB"):
+    with pytest.raises(ModelFilesError, match=r"1.00 GB free and the model needs 3.37 GB: make room"):
         write_model(tmp_path / "full", "full")
     assert not list(tmp_path.iterdir())
 
@@ -293,6 +293,8 @@ def test_unknown_presets_storages_and_targets_are_refused(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(ModelFilesError, match="is a file"):
         write_model(tmp_path / "file", "nano")
+    with pytest.raises(ModelFilesError, match="cannot write .*choose another place"):
+        write_model(tmp_path / "file" / "m", "nano")
 
 
 def test_the_bundled_model_is_complete_and_small() -> None:

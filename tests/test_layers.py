@@ -29,7 +29,7 @@ RANKS = (
     ("utils", "cli", "__main__"),
 )
 TORCH_FREE_ENGINE = ("draws", "silence", "script", "stream", "request", "scheduler", "engine")
-ENGINE = (*TORCH_FREE_ENGINE, "runner", "loading")
+ENGINE = (*TORCH_FREE_ENGINE, "prefixes", "runner", "loading")
 
 FORBIDDEN = {"transformers", "torchaudio", "hyperpyyaml"}
 BARE_MACHINE = {"torch", "numpy", "safetensors", "yaml"}  # ruling 26

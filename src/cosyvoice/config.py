@@ -197,4 +197,10 @@ class EngineConfig:
     max_positions: int = 4096  # LLM positions per sentence: prompt, text and speech
     n_ahead: int = 2  # sentences of one request written before they are due
     max_waiting: int = 256  # requests that may queue before Overloaded
+    n_prefill_items: int = 256  # most LLM positions fed before others may draw a token
+    n_render_together: int = 1  # chunks of several streams in one pass of the flow
+    flow_bytes: int = 2 << 30  # keys and values of all streams; beyond it steps are recomputed
+    prefix_bytes: int = 1 << 30  # the same of voices' own frames, kept between requests
+    flow_steps: int | None = None  # fewer Euler steps than the model's ten: faster, worse
+    cfg_rate: float | None = None  # another strength of guidance than the model's
     rules: Rules = OURS

@@ -72,6 +72,7 @@ class FrontEnd:
         self.spk2info: dict[str, Voice] = {}  # voices of the model directory, and added ones
         self.rules = rules
         self.text = TextFrontEnd.under(rules, tokenizer)
+        self._bare_text = TextFrontEnd.under(replace(rules, clean_quotes=False), tokenizer)
 
     def voice_names(self) -> list[str]:
         """All stored voices: the model directory's first, then the voice book's."""
@@ -200,7 +201,8 @@ class FrontEnd:
     def _segments(self, text: str, order: Order) -> list[str]:
         if not order.text_frontend:
             return [text]
-        return [segment for segment in self.text.segments(text) if is_speakable(segment)]
+        text_front_end = self._bare_text if order.text_frontend == "reference" else self.text
+        return [segment for segment in text_front_end.segments(text) if is_speakable(segment)]
 
     def _open(self, request: Request, *, has_own_head: bool) -> Request:
         """A request whose text is still to come."""

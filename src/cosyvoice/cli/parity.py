@@ -9,9 +9,7 @@ from cosyvoice.errors import BadRequest
 
 from .options import say
 
-parity = typer.Typer(
-    help="Compare every stage with recorded tensors, or record them.", invoke_without_command=True
-)
+parity = typer.Typer(invoke_without_command=True)
 
 
 @parity.callback()
@@ -23,9 +21,9 @@ def compare(
         list[int] | None, typer.Option(help="Only this stage; may be given again.")
     ] = None,
 ) -> None:
-    """Run every stage of a golden set: a row per tensor, one JSON object last.
+    """Compare every stage with recorded tensors, or record them.
 
-    Exit code 1 where a tolerance is exceeded.
+    A row per tensor, one JSON object last; exit code 1 where a tolerance is exceeded.
 
     Example: cosyvoice parity --model-dir tests/golden/model --goldens tests/golden
     """

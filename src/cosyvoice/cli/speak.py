@@ -200,7 +200,7 @@ def _write(
     if not len(samples):
         raise BadRequest("the model said nothing: try another seed or a longer text")
     if str(output) == "-":
-        sys.stdout.buffer.write(pcm.wav_bytes(samples))
+        _write_stdout(pcm.wav_bytes(samples))
     else:
         pcm.save(output, samples)
         typer.echo(str(output))
@@ -212,12 +212,24 @@ def _write(
     )
 
 
+def _write_stdout(data: bytes) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise  # whoever listened has left, and needs no explanation
+    except OSError as error:
+        raise BadRequest(f"cannot write to stdout: {error.strerror}; give -o a file name") from error
+
+
 def _progress(stream: "Stream") -> "Iterator[Audio]":
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    is_hidden = not console.is_terminal  # a log would get an empty line of it
+    with Progress(*columns, console=console, transient=True, disable=is_hidden) as progress:
         task = progress.add_task("speaking")
         for audio in stream:
             seconds = stream.n_samples / stream.sample_rate_hz

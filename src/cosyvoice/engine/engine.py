@@ -45,8 +45,12 @@ class Steps(Protocol):
         """Feed each utterance its pending items and draw one id for each."""
         ...
 
-    def render(self, utterance: Utterance, chunk: Chunk) -> Audio:
-        """Audio [n] of the utterance's next chunk."""
+    def read(self, utterance: Utterance, n_items: int) -> None:
+        """Feed an utterance its first pending items, without a draw."""
+        ...
+
+    def render(self, utterances: Sequence[Utterance], chunks: Sequence[Chunk]) -> list[Audio]:
+        """Audio [n] of each utterance's next chunk."""
         ...
 
     def release_slot(self, utterance: Utterance) -> None:
@@ -64,7 +68,7 @@ class Engine:
     def __init__(self, runner: Steps, config: EngineConfig) -> None:
         self.config = config
         self._runner = runner
-        self._scheduler = Scheduler(config.n_ahead)
+        self._scheduler = Scheduler(config)
         self._waiting: set[Stream] = set()  # of whose requests nothing has begun
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_open = True
@@ -196,15 +200,22 @@ class Engine:
     def _do(self, step: Step) -> None:
         try:
             match step:
-                case Render(utterance):
-                    self._render(utterance)
-                case Prefill(utterance):
-                    self._waiting.discard(utterance.stream)
-                    self._write((utterance,))
+                case Render(utterances):
+                    self._render(utterances)
+                case Prefill(utterance, n_items):
+                    self._prefill(utterance, n_items)
                 case Decode(utterances):
                     self._write(utterances)
         except Exception as error:  # noqa: BLE001 - one request's failure is not the engine's
             self._fail(step, error)
+
+    def _prefill(self, utterance: Utterance, n_items: int) -> None:
+        self._waiting.discard(utterance.stream)
+        if n_items == len(utterance.pending):
+            self._write((utterance,))
+        else:
+            self._runner.read(utterance, n_items)
+            utterance.n_read += n_items
 
     def _write(self, utterances: tuple[Utterance, ...]) -> None:
         for utterance, drawn in zip(utterances, self._runner.write(utterances), strict=True):
@@ -215,27 +226,31 @@ class Engine:
             if utterance.is_written:
                 self._runner.release_slot(utterance)
 
-    def _render(self, utterance: Utterance) -> None:
-        self._waiting.discard(utterance.stream)
-        chunk = utterance.take_chunk()
-        audio = self._runner.render(utterance, chunk)
-        if len(audio):
-            utterance.stream.put(audio)
-        if chunk.is_last:
-            self._release(utterance)
-            utterance.stream.n_heard += 1
-            if not self._scheduler.of(utterance.stream):
-                utterance.stream.end()
+    def _render(self, utterances: Sequence[Utterance]) -> None:
+        chunks = [utterance.take_chunk() for utterance in utterances]
+        audio = self._runner.render(utterances, chunks)
+        for utterance, chunk, samples in zip(utterances, chunks, audio, strict=True):
+            self._waiting.discard(utterance.stream)
+            if len(samples):
+                utterance.stream.put(samples)
+            if chunk.is_last:
+                self._finish(utterance)
+
+    def _finish(self, utterance: Utterance) -> None:
+        self._release(utterance)
+        utterance.stream.n_heard += 1
+        if not self._scheduler.of(utterance.stream):
+            utterance.stream.end()
 
     def _fail(self, step: Step, error: Exception) -> None:
         """A failing step fails the request it is for; those who shared it try again alone."""
-        if not isinstance(step, Decode):
-            self._drop(step.utterance.stream, error)
-        elif len(step.utterances) == 1:
-            self._drop(step.utterances[0].stream, error)
-        else:
+        if isinstance(step, Decode) and len(step.utterances) > 1:
             for utterance in step.utterances:
                 self._do(Decode((utterance,)))
+            return
+        utterances = (step.utterance,) if isinstance(step, Prefill) else step.utterances
+        for utterance in utterances:
+            self._drop(utterance.stream, error)
 
     def _add(self, utterances: list[Utterance]) -> None:
         for utterance in utterances:

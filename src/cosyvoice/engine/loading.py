@@ -10,12 +10,22 @@ import torch
 
 from cosyvoice.config import ModelConfig
 from cosyvoice.errors import BadRequest
+from cosyvoice.models.attention import (
+    EXACT,
+    AttentionForm,
+    attend_by_products,
+    attend_fused,
+)
 from cosyvoice.models.checkpoint import Loading, load_flow, load_llm, load_vocoder, read_config
 from cosyvoice.models.noise import SourceNoise, flow_noise
+from cosyvoice.models.packed import Int8Linear, PackedLinear, pack
 
 from .runner import Models
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS = ("fp32", "tf32", "bf16", "fp16", "int8")
+GPU_FORMATS = frozenset({"tf32", "fp16"})
+# As they are read, else float32. int8 is made from bfloat16, to read half as much.
+WEIGHTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 SMALL_HIDDEN_SIZE = 512  # models narrower than this gain nothing from 16 bits
 
 
@@ -37,26 +47,45 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, config: ModelConfig) -> torch.dtype:
-    """The format of the linear layers' weights; norms, softmax and vocoder stay float32."""
-    if name != "auto":
-        if name not in DTYPES:
-            raise BadRequest(f"unknown dtype {name!r}: use auto, {', '.join(DTYPES)}")
-        if name == "fp16" and device.type == "cpu":
-            raise BadRequest("fp16 needs a GPU: on a CPU use fp32 or bf16")
-        return DTYPES[name]
+def choose_format(name: str, device: torch.device, config: ModelConfig) -> str:
+    """The number format of the linear layers; norms, softmax and vocoder stay float32.
+
+    BadRequest where the format does not exist or does not run on the device.
+    """
+    if name == "auto":
+        return _best_format(device, config)
+    if name not in FORMATS:
+        raise BadRequest(f"unknown dtype {name!r}: use auto, {', '.join(FORMATS)}")
+    if name in GPU_FORMATS and device.type == "cpu":
+        raise BadRequest(f"{name} needs a GPU: on a CPU use fp32, bf16 or int8")
+    if name == "int8" and not (device.type == "cpu" and _has_int8_arithmetic()):
+        raise BadRequest("int8 needs an x86 CPU: use auto")
+    return name
+
+
+def _best_format(device: torch.device, config: ModelConfig) -> str:
     if config.llm.hidden_size < SMALL_HIDDEN_SIZE:
-        return torch.float32
+        return "fp32"
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if device.type == "cpu" and _has_bf16_arithmetic():
-        return torch.bfloat16
-    return torch.float32
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if device.type == "cpu" and _has_bf16_arithmetic() else "fp32"
 
 
 def _has_bf16_arithmetic() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware; without it, it is slower than float32."""
     return bool(torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported())
+
+
+def _has_int8_arithmetic() -> bool:
+    return "x86" in torch.backends.quantized.supported_engines
+
+
+def attention_form(name: str, device: torch.device) -> AttentionForm:
+    """How the flow's attention is computed in a format, and the type of its cache."""
+    if device.type == "cpu":
+        # The error of 16 bits here is a thirtieth of what the weights' format costs already.
+        return EXACT if name == "fp32" else AttentionForm(torch.bfloat16, attend_by_products)
+    return AttentionForm(WEIGHTS.get(name, torch.float32), attend_fused)
 
 
 def load_models(
@@ -65,11 +94,21 @@ def load_models(
     """Read the three networks. Raises ModelFilesError and BadRequest."""
     config = read_config(model_dir)
     where = choose_device(device)
-    options = Loading(device=where, dtype=choose_dtype(dtype, where, config), use_rl=use_rl)
+    name = choose_format(dtype, where, config)
+    if name == "tf32":
+        torch.set_float32_matmul_precision("high")
+    options = Loading(device=where, dtype=WEIGHTS.get(name, torch.float32), use_rl=use_rl)
+    llm = load_llm(model_dir, config, options=options)
+    flow = load_flow(model_dir, config, options=options)
+    if where.type == "cpu" and torch.backends.mkldnn.is_available():
+        for network in (llm, flow.dit):
+            pack(network, Int8Linear if name == "int8" else PackedLinear)
     return Models(
-        llm=load_llm(model_dir, config, options=options).eval(),
-        flow=load_flow(model_dir, config, options=options).eval(),
-        vocoder=load_vocoder(model_dir, config, options=options).eval(),
+        llm=llm,
+        flow=flow,
+        vocoder=load_vocoder(model_dir, config, options=options),
         flow_noise=flow_noise(n_mels=config.flow.n_mels).to(where),
         source_noise=SourceNoise.published(config, device=where),
+        attention=attention_form(name, where),
+        number_format=name,
     )

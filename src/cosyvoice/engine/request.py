@@ -100,6 +100,7 @@ class Utterance:
     n_cut: int = 0  # of them covered by chunks so far
     n_chunks: int = 0
     slot: int | None = None  # of the LLM's cache
+    n_read: int = 0  # of the script's pending items that the LLM has been fed already
     voiceover: Any = None  # the runner's states of flow and vocoder
 
     @property
@@ -115,7 +116,9 @@ class Utterance:
     @property
     def pending(self) -> list[int]:
         """Items the LLM is fed next; none while text is awaited."""
-        return [] if self.script is None or self.script.is_waiting else self.script.pending
+        if self.script is None or self.script.is_waiting:
+            return []
+        return self.script.pending[self.n_read :] if self.n_read else self.script.pending
 
     @property
     def wants_slot(self) -> bool:
@@ -150,6 +153,7 @@ class Utterance:
     def accept(self, drawn: int) -> None:
         """Take the id the LLM drew (or was made to say)."""
         assert self.script is not None, "an utterance of given tokens draws none"
+        self.n_read = 0
         token = self.script.accept(drawn)
         if token is not None and self.silence.keep(token):
             self.tokens.append(token)

@@ -4,6 +4,7 @@ In: utterances and chunks. Out: drawn ids and audio. It owns the networks, the L
 fixed noise. It knows no queue, no client and no scheduling.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -13,16 +14,20 @@ import torch
 from torch import Tensor
 
 from cosyvoice.config import EngineConfig
-from cosyvoice.models.flow import EulerSchedule, Flow, FlowState
+from cosyvoice.models.attention import EXACT, AttentionForm
+from cosyvoice.models.flow import Flow, FlowState, Solver
 from cosyvoice.models.llm import KVSlots, SpeechLM
 from cosyvoice.models.noise import SourceNoise
 from cosyvoice.models.sampling import forbidden_ids, recent_ids, sample
-from cosyvoice.models.tempo import Tempo, mel_at_speed
+from cosyvoice.models.tempo import Tempo, WholeTempo
 from cosyvoice.models.vocoder import Vocoder, VocoderState
 
+from .prefixes import Prefixes
 from .request import Chunk, Request, Utterance
 from .script import Script
 from .stream import Audio
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Models:
     vocoder: Vocoder
     flow_noise: Tensor  # [80, 15000]
     source_noise: SourceNoise
+    attention: AttentionForm = EXACT  # of the flow
+    number_format: str = "fp32"
 
     @property
     def device(self) -> torch.device:
@@ -44,13 +51,13 @@ class Models:
         return self.llm.speech_embedding.weight.dtype
 
 
-@dataclass
+@dataclass(eq=False)
 class Voiceover:
     """An utterance's states below the LLM."""
 
     flow: FlowState
     vocoder: VocoderState
-    tempo: Tempo | None
+    tempo: Tempo | WholeTempo | None
     n_frames: int = 0  # of mel so far, at speed 1
 
 
@@ -70,8 +77,13 @@ class Runner:
             device=models.device,
             dtype=torch.float32 if models.device.type == "cpu" else models.dtype,
         )
+        self.prefixes = Prefixes(config.prefix_bytes)
+        self.n_dropped_steps = 0
+        self._live: list[Voiceover] = []
         with torch.inference_mode():
-            self._schedule: EulerSchedule = models.flow.schedule()
+            self._solver: Solver = models.flow.solver(
+                config.flow_steps, cfg_rate=config.cfg_rate, form=models.attention
+            )
 
     @property
     def n_free_slots(self) -> int:
@@ -80,15 +92,26 @@ class Runner:
     # The LLM.
 
     @torch.inference_mode()
+    def read(self, utterance: Utterance, n_items: int) -> None:
+        """Feed the first pending items of an utterance; nothing is drawn yet."""
+        self._feed((utterance,), n_items)
+
+    @torch.inference_mode()
     def write(self, utterances: tuple[Utterance, ...]) -> list[int]:
         """Feed each utterance its pending items (one each, where there are several utterances)."""
+        hidden = self._feed(utterances)
+        return self._draw(utterances, self.models.llm.logits(hidden[:, -1]))
+
+    def _feed(self, utterances: Sequence[Utterance], n_items: int | None = None) -> Tensor:
         for utterance in utterances:
             if utterance.slot is None:
                 utterance.slot = self._slots.take()
-        items = torch.tensor([u.pending for u in utterances], device=self.models.device)  # [B, T]
+        items = torch.tensor(
+            [u.pending[:n_items] for u in utterances], device=self.models.device
+        )  # [B, T]
         slots = [u.slot for u in utterances if u.slot is not None]
-        hidden = self.models.llm(self.models.llm.embed(items), self._slots, slots)  # [B, T, H]
-        return self._draw(utterances, self.models.llm.logits(hidden[:, -1]))
+        hidden: Tensor = self.models.llm(self.models.llm.embed(items), self._slots, slots)
+        return hidden  # [B, T, H]
 
     def _draw(self, utterances: Sequence[Utterance], logits: Tensor) -> list[int]:
         scripts = [cast(Script, u.script) for u in utterances]  # only who writes is asked
@@ -112,52 +135,95 @@ class Runner:
     # Flow and vocoder.
 
     @torch.inference_mode()
-    def render(self, utterance: Utterance, chunk: Chunk) -> Audio:
-        """Audio of the chunk; may be empty while the vocoder looks ahead."""
-        voiceover = utterance.voiceover
-        if voiceover is None:
-            voiceover = utterance.voiceover = self._voiceover(utterance.request)
-        mel = self._mel(utterance, voiceover, chunk)
-        audio: Tensor = self.models.vocoder.extend(voiceover.vocoder, mel, chunk.is_last)
-        return audio.cpu().numpy().astype(np.float32, copy=False)
+    def render(self, utterances: Sequence[Utterance], chunks: Sequence[Chunk]) -> list[Audio]:
+        """Audio of each utterance's chunk; may be empty while the vocoder looks ahead."""
+        mels = self._mels(utterances, chunks)
+        audio = []
+        for utterance, chunk, mel in zip(utterances, chunks, mels, strict=True):
+            samples = self._audio(utterance.voiceover, mel, last=chunk.is_last)
+            audio.append(samples.cpu().numpy().astype(np.float32, copy=False))
+        self._keep_to_budget()
+        return audio
 
-    def _voiceover(self, request: Request) -> Voiceover:
-        rules = self.config.rules
-        return Voiceover(
-            flow=self._flow_state(request, chunked=request.streaming),
-            vocoder=self.models.vocoder.start(self.models.source_noise, early=rules.early_vocoder),
-            tempo=Tempo(request.speed) if request.streaming and request.speed != 1 else None,
-        )
-
-    def _flow_state(self, request: Request, *, chunked: bool) -> FlowState:
-        return self.models.flow.start(
-            request.prompt.flow, self._schedule, self.models.flow_noise, chunked=chunked
-        )
-
-    def _mel(self, utterance: Utterance, voiceover: Voiceover, chunk: Chunk) -> Tensor:
-        request = utterance.request
-        if not request.streaming:
-            mel = self.models.flow.extend(voiceover.flow, chunk.tokens, last=True)
-            return mel_at_speed(mel, request.speed) if request.speed != 1 else mel
-        if chunk.is_last and not self.config.rules.end_causal:
-            mel = self._full_pass(utterance)[voiceover.n_frames :]
-        else:
-            mel = self.models.flow.extend(voiceover.flow, chunk.tokens, last=chunk.is_last)
+    def _audio(self, voiceover: Voiceover, mel: Tensor, *, last: bool) -> Tensor:
         voiceover.n_frames += len(mel)
-        return voiceover.tempo.extend(mel, last=chunk.is_last) if voiceover.tempo else mel
+        if voiceover.tempo is not None:
+            mel = voiceover.tempo.extend(mel, last=last)
+        return self.models.vocoder.extend(voiceover.vocoder, mel, last)
+
+    def _mels(self, utterances: Sequence[Utterance], chunks: Sequence[Chunk]) -> list[Tensor]:
+        """The next mel frames of each; those that are rendered alike share one pass."""
+        mels: dict[int, Tensor] = {}
+        together = []
+        for i, (utterance, chunk) in enumerate(zip(utterances, chunks, strict=True)):
+            if utterance.voiceover is None:
+                utterance.voiceover = self._voiceover(utterance.request)
+            if self._ends_in_full(utterance, chunk):
+                mels[i] = self._full_pass(utterance)[utterance.voiceover.n_frames :]
+            else:
+                together.append(i)
+        done = self.models.flow.extend_all(
+            [utterances[i].voiceover.flow for i in together],
+            [chunks[i].tokens for i in together],
+            [chunks[i].is_last for i in together],
+        )
+        mels |= dict(zip(together, done, strict=True))
+        return [mels[i] for i in range(len(chunks))]
+
+    def _ends_in_full(self, utterance: Utterance, chunk: Chunk) -> bool:
+        """The reference's last call: everything once more, with full attention."""
+        is_streaming = utterance.request.streaming
+        return chunk.is_last and is_streaming and not self.config.rules.end_causal
 
     def _full_pass(self, utterance: Utterance) -> Tensor:
-        """The reference's last call: everything once more, with full attention."""
         state = self._flow_state(utterance.request, chunked=False)
         return self.models.flow.extend(state, utterance.tokens, last=True)
+
+    def _voiceover(self, request: Request) -> Voiceover:
+        tempo: Tempo | WholeTempo | None = None
+        if request.speed != 1:
+            tempo = Tempo(request.speed) if request.streaming else WholeTempo(request.speed)
+        voiceover = Voiceover(
+            flow=self._flow_state(request, chunked=request.streaming),
+            vocoder=self.models.vocoder.start(
+                self.models.source_noise, early=self.config.rules.early_vocoder
+            ),
+            tempo=tempo,
+        )
+        self._live.append(voiceover)
+        return voiceover
+
+    def _flow_state(self, request: Request, *, chunked: bool) -> FlowState:
+        flow, noise, prompt = self.models.flow, self.models.flow_noise, request.prompt.flow
+        if not chunked:
+            return flow.start(prompt, self._solver, noise, chunked=False)
+        prefix = self.prefixes.get(prompt.key, lambda: flow.prefix(prompt, self._solver, noise))
+        return flow.fork(prefix)
+
+    def _keep_to_budget(self) -> None:
+        """Let the largest states recompute what there is no room to keep."""
+        while sum(v.flow.n_bytes for v in self._live) > self.config.flow_bytes:
+            largest = max(self._live, key=lambda v: v.flow.n_bytes)
+            if not self.n_dropped_steps:
+                log.warning(
+                    "the flow's memory budget of %d MB is full: some steps are computed anew, "
+                    "which is exact but slower",
+                    self.config.flow_bytes >> 20,
+                )
+            self.n_dropped_steps += 1
+            largest.flow.drop_step()
 
     # Giving back.
 
     def release_slot(self, utterance: Utterance) -> None:
+        """Give the utterance's slot back, if it holds one."""
         if utterance.slot is not None:
             self._slots.release(utterance.slot)
             utterance.slot = None
 
     def release(self, utterance: Utterance) -> None:
+        """Free everything the utterance holds."""
         self.release_slot(utterance)
-        utterance.voiceover = None
+        if utterance.voiceover is not None:
+            self._live.remove(utterance.voiceover)
+            utterance.voiceover = None

@@ -9,7 +9,8 @@ It does not know how the files are read.
 
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,21 +47,24 @@ def write_model(
         raise BadRequest(f"no storage {writing.storage!r}: choose one of {', '.join(STORAGES)}")
     front_end.require_onnx()
     directory = Path(directory).absolute()
-    _check_target(directory, force=writing.force)
     tokenizer = learn()
     config = preset_config(preset, tokenizer.n_ids)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    _check_space(directory.parent, config, STORAGES[writing.storage])
     building = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
-    building.mkdir()
-    try:
-        layout.write_small_files(building, config, tokenizer, f"--preset {preset} --seed {seed}")
-        front_end.write_speaker_model(building / "campplus.onnx", seed)
-        front_end.write_speech_tokenizer(building / "speech_tokenizer_v3.onnx", seed)
-        _write_weights(building, config, seed, writing)
-        _replace(directory, building)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with _explained(directory):
+        _check_target(directory, force=writing.force)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _check_space(directory.parent, config, STORAGES[writing.storage])
+        building.mkdir()
+        try:
+            layout.write_small_files(
+                building, config, tokenizer, f"--preset {preset} --seed {seed}"
+            )
+            front_end.write_speaker_model(building / "campplus.onnx", seed)
+            front_end.write_speech_tokenizer(building / "speech_tokenizer_v3.onnx", seed)
+            _write_weights(building, config, seed, writing)
+            _replace(directory, building)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
     return config
 
 
@@ -85,6 +89,18 @@ def preset_config(preset: str, n_ids: int) -> ModelConfig:
     )
 
 
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Whatever the file system refuses becomes one line."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ModelFilesError(
+            f"cannot write {directory}: {reason}; choose another place"
+        ) from error
+
+
 def _check_target(directory: Path, *, force: bool) -> None:
     if directory.exists() and not directory.is_dir():
         raise ModelFilesError(f"{directory} is a file; name a new directory")
@@ -101,7 +117,8 @@ def _check_space(parent: Path, config: ModelConfig, storage: torch.dtype) -> Non
     n_free = shutil.disk_usage(parent).free
     if n_free < n_needed:
         raise ModelFilesError(
-            f"{parent} has {n_free / 1e9:.1f} GB free and the model needs {n_needed / 1e9:.1f} GB"
+            f"{parent} has {n_free / 1e9:.2f} GB free and the model needs {n_needed / 1e9:.2f} GB: "
+            "make room, or choose another place"
         )
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cosyvoice.config import FlowConfig, ModelConfig, VocoderConfig
-from cosyvoice.models.checkpoint import FLOW_UNUSED, LLM_UNUSED, llm_key
-from cosyvoice.models.dit import ROPE_THETA
+from cosyvoice.models.attention import ROPE_THETA
+from cosyvoice.models.checkpoint import FLOW_UNUSED, LLM_UNUSED, llm_key, ungrouped
 from cosyvoice.models.flow import Flow
 from cosyvoice.models.llm import SpeechLM
 from cosyvoice.models.vocoder import Vocoder
@@ -138,7 +138,7 @@ def _drawn(model: nn.Module, draw: Draw, scales: Sequence[Scale]) -> State:
         scale = next(scale for scale in scales if re.fullmatch(scale.pattern, name))
         fan_in = math.prod(parameter.shape[1:])
         std = scale.gain / math.sqrt(fan_in) if scale.gain else scale.std
-        state[name] = draw.uniform(name, parameter.shape, std=std, mean=scale.mean)
+        state[name] = draw.uniform(ungrouped(name), parameter.shape, std=std, mean=scale.mean)
     return state
 
 

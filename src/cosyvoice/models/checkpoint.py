@@ -53,6 +53,7 @@ PUBLISHED_HUB_ID = "FunAudioLLM/Fun-CosyVoice3-0.5B-2512"
 TRAINER_ENTRIES = frozenset({"epoch", "step"})
 LLM_PREFIX = "llm.model.model."
 LLM_OWN_TABLES = ("speech_embedding.", "llm_decoder.")  # not part of Qwen2
+LLM_JOINTS = ("qkv.", "gate_up.")  # our grouping of projections, which the file does not know
 LLM_UNUSED = frozenset({"llm.model.lm_head.weight"})
 FLOW_UNUSED = frozenset({"decoder.estimator.rotary_embed.inv_freq"})
 
@@ -171,7 +172,15 @@ def _broken(file: Path, problem: str) -> ModelFilesError:
 
 def llm_key(name: str) -> str:
     """What a parameter of SpeechLM is called in `llm.pt`."""
+    name = ungrouped(name)
     return name if name.startswith(LLM_OWN_TABLES) else LLM_PREFIX + name
+
+
+def ungrouped(name: str) -> str:
+    """The parameter's name without our grouping of projections."""
+    for joint in LLM_JOINTS:
+        name = name.replace(joint, "")
+    return name
 
 
 def _filled(model: Network, source: _Source, options: Loading) -> Network:

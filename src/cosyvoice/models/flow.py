@@ -10,27 +10,20 @@ so a block is evaluated once, as soon as its three look-ahead tokens are known.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosyvoice.config import FRAMES_PER_TOKEN, MAX_FLOW_FRAMES, FlowConfig
+from cosyvoice.config import FRAMES_HZ, FRAMES_PER_TOKEN, MAX_FLOW_FRAMES, FlowConfig
 from cosyvoice.errors import BadRequest
 
-from .dit import (
-    DiT,
-    KeptCache,
-    NoCache,
-    Past,
-    Segment,
-    StepCache,
-    StepModulation,
-    block_segments,
-    full_segments,
-    rotation,
-)
+from .attention import EXACT, AttentionForm, Segment, block_segments, full_segments, rotation
+from .dit import DiT, Lane, Pass, StepModulation
+from .flow_cache import KeptCache, NoCache
 from .layers import Projection
 
 LOOKAHEAD_LEFT_TOKENS = 2  # reach of the second look-ahead convolution
@@ -45,47 +38,84 @@ class FlowPrompt:
     mel: Tensor  # [Tm, 80], normally Tm = 2 P
     embedding: Tensor  # [192], not normalised
 
+    @cached_property
+    def key(self) -> str:
+        """Equal for equal prompts."""
+        parts = (torch.tensor(self.tokens).int(), self.mel, self.embedding)
+        return sha256(b"|".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
+
 
 @dataclass(frozen=True)
-class EulerSchedule:
-    """Times, step widths and the DiT's modulation at each time; the same for every request."""
+class Solver:
+    """How velocities become a mel; the same for every request.
 
-    times: Tensor  # [n_steps], float32, accumulated as the solver accumulates them
+    Times, step widths, the DiT's modulation at each time, the guidance, the form of attention.
+    """
+
+    times: Tensor  # [n_steps], float32, accumulated as the reference accumulates them
     widths: Tensor  # [n_steps]
     modulation: StepModulation  # rows are steps
+    cfg_rate: float
+    form: AttentionForm = EXACT
 
     @property
     def n_steps(self) -> int:
         return len(self.widths)
 
     def step(self, i: int) -> StepModulation:
+        """The modulation of step i."""
         blocks, final = self.modulation
         return StepModulation(blocks[:, i : i + 1], final[i : i + 1])
 
 
 @dataclass
 class FlowState:
-    """One utterance on its way through the flow."""
+    """One utterance on its way through the flow.
 
-    schedule: EulerSchedule
+    A step's cache holds keys and values, 2 * depth * 2 * D numbers a frame. Without it (`NoCache`)
+    the step is computed anew from the x it had, 80 numbers a frame: slower, and just as exact.
+    """
+
+    solver: Solver
     noise: Tensor  # [M, 15000]: the initial x, by absolute frame
     ids: list[int]  # prompt tokens and all generated tokens so far
     n_prompt_tokens: int
     prompt_mel: Tensor  # [Tm, M]
     speaker: Tensor  # [M], projected
     chunked: bool  # block-causal and incremental, or full attention at the end
-    attention_dtype: torch.dtype
-    caches: list[StepCache] = field(default_factory=list)  # one per Euler step
+    caches: list[KeptCache | NoCache]  # one per Euler step
+    past_x: list[list[Tensor]]  # per step, pieces [T, M] of the x it started from
+    past_given: list[Tensor] = field(default_factory=list)  # pieces [2, T, 3M]
     n_tokens: int = 0  # evaluated
 
     @property
     def n_frames(self) -> int:
         return self.n_tokens * FRAMES_PER_TOKEN
 
-    def segments(self, n_new: int, block: int) -> list[Segment]:
+    @property
+    def n_bytes(self) -> int:
+        """Of its own caches; a shared prefix is not counted."""
+        return sum(cache.n_bytes for cache in self.kept)
+
+    @property
+    def n_prefix_bytes(self) -> int:
+        return sum(cache.n_prefix_bytes for cache in self.kept)
+
+    @property
+    def kept(self) -> list[KeptCache]:
+        return [cache for cache in self.caches if isinstance(cache, KeptCache)]
+
+    def drop_step(self) -> None:
+        """Free the cache of one more step, the last one kept; it will be computed anew."""
+        for i in reversed(range(len(self.caches))):
+            if isinstance(self.caches[i], KeptCache):
+                self.caches[i] = NoCache()
+                return
+
+    def segments(self, n_past: int, n_new: int, block: int) -> list[Segment]:
         if self.chunked:
-            return block_segments(self.n_frames, n_new, block)
-        return full_segments(self.n_frames, n_new)
+            return block_segments(n_past, n_new, block)
+        return full_segments(n_past, n_new)
 
 
 def cosine_times(n_steps: int) -> Tensor:
@@ -121,7 +151,7 @@ class LookAhead(nn.Module):
         The first n_left and last n_right tokens are context only; what is missing of either is
         zero: on the left in the hidden space, on the right in the embeddings.
         """
-        z = F.pad(u.transpose(1, 2), (0, self.n_right - n_right))
+        z = F.pad(u.transpose(1, 2), (0, self.n_right - n_right)).to(self.conv1.weight.dtype)
         z = F.leaky_relu(self.conv1(z), LEAKY_SLOPE)
         z = self.conv2(F.pad(z, (LOOKAHEAD_LEFT_TOKENS - n_left, 0)))
         return z.transpose(1, 2) + u[:, n_left : u.shape[1] - n_right]
@@ -148,51 +178,91 @@ class Flow(nn.Module):
     def device(self) -> torch.device:
         return self.input_embedding.weight.device
 
-    def schedule(self, n_steps: int | None = None) -> EulerSchedule:
-        """The cosine schedule; compute it once and share it."""
+    def solver(
+        self,
+        n_steps: int | None = None,
+        *,
+        cfg_rate: float | None = None,
+        form: AttentionForm = EXACT,
+    ) -> Solver:
+        """The cosine schedule of the model, or of another length; make it once and share it."""
         times, widths = euler_times(cosine_times(n_steps or self.config.n_steps))
-        return EulerSchedule(times, widths, self.dit.modulation(times.to(self.device)))
+        modulation = self.dit.modulation(times.to(self.device))
+        rate = self.config.cfg_rate if cfg_rate is None else cfg_rate
+        return Solver(times, widths, modulation, rate, form)
 
     def start(
-        self, prompt: FlowPrompt, schedule: EulerSchedule, noise: Tensor, *, chunked: bool
+        self, prompt: FlowPrompt, solver: Solver, noise: Tensor, *, chunked: bool
     ) -> FlowState:
         """A fresh state. noise: [M, 15000] on the flow's device."""
-        state = FlowState(
-            schedule=schedule,
+        new_cache = KeptCache if chunked else NoCache
+        return FlowState(
+            solver=solver,
             noise=noise,
             ids=list(prompt.tokens),
             n_prompt_tokens=len(prompt.tokens),
             prompt_mel=prompt.mel.to(self.device),
             speaker=self.speaker(prompt.embedding.to(self.device)),
             chunked=chunked,
-            # Attention of few queries is slow in 16 bits on a CPU, so its cache is float32 there.
-            attention_dtype=self.dtype if self.device.type == "cuda" else torch.float32,
+            caches=[new_cache() for _ in range(solver.n_steps)],
+            past_x=[[] for _ in range(solver.n_steps)],
         )
-        new_cache = KeptCache if chunked else NoCache
-        state.caches = [new_cache() for _ in range(schedule.n_steps)]
+
+    def prefix(self, prompt: FlowPrompt, solver: Solver, noise: Tensor) -> FlowState:
+        """The state of the voice's own blocks, the same for every stream with this voice.
+
+        Only to be `fork`ed: its caches are shared and read-only.
+        """
+        state = self.start(prompt, solver, noise, chunked=True)
+        self._advance([state], [self._final_tokens(state, last=False)], [False])
+        state.caches = [cache.freeze() for cache in state.kept]
         return state
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.input_embedding.weight.dtype
+    def fork(self, prefix: FlowState) -> FlowState:
+        """A stream that starts after the prefix."""
+        return replace(
+            prefix,
+            ids=list(prefix.ids),
+            caches=[cache.fork() for cache in prefix.kept],
+            past_x=[list(pieces) for pieces in prefix.past_x],
+            past_given=list(prefix.past_given),
+        )
 
     def extend(self, state: FlowState, tokens: Sequence[int], last: bool) -> Tensor:
         """Mel [n, M] of all frames that became final through `tokens`, prompt left out.
 
         Raises BadRequest where prompt and speech outgrow the noise buffer (300 s).
         """
-        state.ids.extend(tokens)
-        stop = self._final_tokens(state, last)
-        if stop <= state.n_tokens or len(state.ids) == state.n_prompt_tokens:
-            return state.noise.new_zeros(0, self.config.n_mels)
-        mu = self.mu(state.ids, state.n_tokens, stop, last=last)
-        start_frame = state.n_frames
-        x = self.solve(state, mu)
-        state.n_tokens = stop
-        n_skip = max(0, len(state.prompt_mel) - start_frame)
-        return x[n_skip:]
+        return self.extend_all([state], [tokens], [last])[0]
 
-    def _final_tokens(self, state: FlowState, last: bool) -> int:
+    def extend_all(
+        self,
+        states: Sequence[FlowState],
+        tokens: Sequence[Sequence[int]],
+        lasts: Sequence[bool],
+    ) -> list[Tensor]:
+        """`extend` for several utterances in one pass; each gets what it would get alone."""
+        stops = []
+        for state, new, last in zip(states, tokens, lasts, strict=True):
+            state.ids.extend(new)
+            has_speech = len(state.ids) > state.n_prompt_tokens
+            stops.append(self._final_tokens(state, last=last) if has_speech else state.n_tokens)
+        return self._advance(states, stops, lasts)
+
+    def _advance(
+        self, states: Sequence[FlowState], stops: Sequence[int], lasts: Sequence[bool]
+    ) -> list[Tensor]:
+        """Evaluate each state up to token `stops`; mels without the frames of the prompts."""
+        mels = [state.noise.new_zeros(0, self.config.n_mels) for state in states]
+        moving = [i for i, state in enumerate(states) if stops[i] > state.n_tokens]
+        mus = [self.mu(states[i].ids, states[i].n_tokens, stops[i], last=lasts[i]) for i in moving]
+        for i, x in zip(moving, self.solve([states[i] for i in moving], mus), strict=True):
+            state = states[i]
+            mels[i] = x[max(0, len(state.prompt_mel) - state.n_frames) :]
+            state.n_tokens = stops[i]
+        return mels
+
+    def _final_tokens(self, state: FlowState, *, last: bool) -> int:
         """How many tokens, from the start of the prompt, can be evaluated for good."""
         if last:
             return len(state.ids)
@@ -216,37 +286,80 @@ class Flow(nn.Module):
         m = self.pre_lookahead_layer(u, n_left=n_left, n_right=n_right)
         return m[0].float().repeat_interleave(FRAMES_PER_TOKEN, dim=0)
 
-    def solve(self, state: FlowState, mu: Tensor, trace: list[Tensor] | None = None) -> Tensor:
-        """Integrate the next len(mu) frames: mu [T, M] -> mel [T, M].
+    def solve(
+        self,
+        states: Sequence[FlowState],
+        mus: Sequence[Tensor],
+        trace: list[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Integrate the next frames of each state: mu [T, M] -> mel [T, M].
 
-        `trace`, where given, collects x after each step (for parity).
+        `trace`, where given, collects all x [T, M] after each step (for parity).
         """
-        start, stop = state.n_frames, state.n_frames + len(mu)
+        if not states:
+            return []
+        xs = [self._noise(state, len(mu)) for state, mu in zip(states, mus, strict=True)]
+        for state, mu in zip(states, mus, strict=True):
+            state.past_given.append(self._given(state, mu))
+        solver = states[0].solver
+        widths = solver.widths.tolist()
+        for i in range(solver.n_steps):
+            for state, x in zip(states, xs, strict=True):
+                state.past_x[i].append(x)
+            velocities = self._velocities(states, i)
+            xs = [x + widths[i] * v for x, v in zip(xs, velocities, strict=True)]
+            if trace is not None:
+                trace.append(torch.cat(xs))
+        return xs
+
+    def _velocities(self, states: Sequence[FlowState], step: int) -> list[Tensor]:
+        """The guided velocities [T, M] of each state's new frames."""
+        solver = states[0].solver
+        lanes, frames, n_run = [], [], 0
+        for state in states:
+            inputs = _inputs(state, step)  # [2, T, 4M]
+            lanes.append(self._lane(state, state.caches[step], n_run, inputs.shape[1]))
+            frames.append(inputs)
+            n_run += inputs.shape[1]
+        v_cond, v_free = self.dit(
+            torch.cat(frames, dim=1), solver.step(step), Pass(lanes, solver.form)
+        )
+        v = (1 + solver.cfg_rate) * v_cond - solver.cfg_rate * v_free  # [T, M]
+        return [
+            v[lane.stop - len(state.past_x[step][-1]) : lane.stop]
+            for lane, state in zip(lanes, states, strict=True)
+        ]
+
+    def _lane(self, state: FlowState, cache: KeptCache | NoCache, start: int, n_run: int) -> Lane:
+        n_all = sum(piece.shape[1] for piece in state.past_given)
+        n_past = n_all - n_run  # frames that need not be run, because the cache knows them
+        positions = torch.arange(n_past, n_all, device=self.device)
+        cos, sin = rotation(positions, self.config.head_dim)
+        segments = state.segments(n_past, n_run, self.config.block_frames)
+        return Lane(start, start + n_run, cache, segments, cos, sin)
+
+    def _noise(self, state: FlowState, n_new: int) -> Tensor:
+        start, stop = state.n_frames, state.n_frames + n_new
         if stop > min(MAX_FLOW_FRAMES, state.noise.shape[1]):
             raise BadRequest(
-                f"prompt and speech together exceed {MAX_FLOW_FRAMES // 50} s in one sentence: "
-                "split the text into shorter sentences"
+                f"prompt and speech together exceed {MAX_FLOW_FRAMES // FRAMES_HZ} s in one "
+                "sentence: split the text into shorter sentences"
             )
-        x = state.noise[:, start:stop].T.float()  # [T, M]
-        given = self._given(state, mu, start, stop)  # [2, T, 3M]
-        segments = state.segments(len(mu), self.config.block_frames)
-        positions = torch.arange(start, stop, device=mu.device)
-        cos, sin = rotation(positions, self.config.head_dim)
-        widths = state.schedule.widths.tolist()
-        for i, cache in enumerate(state.caches):
-            past = Past(cache, segments, cos, sin, state.attention_dtype)
-            frames = torch.cat([x.expand(2, -1, -1), given], dim=-1)  # [2, T, 4M]
-            v_cond, v_free = self.dit(frames, state.schedule.step(i), past)
-            rate = self.config.cfg_rate
-            x = x + widths[i] * ((1 + rate) * v_cond - rate * v_free)
-            if trace is not None:
-                trace.append(x)
-        return x
+        return state.noise[:, start:stop].T.float()  # [T, M]
 
-    def _given(self, state: FlowState, mu: Tensor, start: int, stop: int) -> Tensor:
+    def _given(self, state: FlowState, mu: Tensor) -> Tensor:
         """[cond; mu; spk] for both rows [2, T, 3M]; the unconditional row is zero."""
         cond = torch.zeros_like(mu)
-        known = state.prompt_mel[start:stop]
+        known = state.prompt_mel[state.n_frames : state.n_frames + len(mu)]
         cond[: len(known)] = known
         row = torch.cat([cond, mu, state.speaker.expand_as(mu)], dim=-1)
         return torch.stack([row, torch.zeros_like(row)])
+
+
+def _inputs(state: FlowState, step: int) -> Tensor:
+    """What the DiT is given: the new frames, or all where the step has no cache. [2, T, 4M]."""
+    is_kept = isinstance(state.caches[step], KeptCache)
+    n_pieces = 1 if is_kept else len(state.past_given)
+    x = torch.cat(state.past_x[step][-n_pieces:])  # [T, M]
+    given = torch.cat(state.past_given[-n_pieces:], dim=1)  # [2, T, 3M]
+    return torch.cat([x.expand(2, -1, -1), given], dim=-1)

@@ -9,10 +9,13 @@ B rows, T new positions, L positions cached, H hidden, A attention heads, G quer
 key/value head (A / G of those), D head channels.
 """
 
+import heapq
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from cosyvoice.config import LLMConfig
 from cosyvoice.errors import BadRequest
 
-from .layers import Projection
+from .layers import Joint, Projection
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rope = tuple[Tensor, Tensor]
@@ -54,7 +57,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        x = x.float()
+        # Spelt out, because on a CPU the fused call takes four times as long for a row.
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight.float()
 
 
 class SelfAttention(nn.Module):
@@ -64,15 +69,13 @@ class SelfAttention(nn.Module):
         super().__init__()
         hidden, kv_size = config.hidden_size, config.n_kv_heads * config.head_dim
         self.head_dim = config.head_dim
-        self.q_proj = Projection(hidden, hidden)
-        self.k_proj = Projection(hidden, kv_size)
-        self.v_proj = Projection(hidden, kv_size)
+        sizes = {"q_proj": hidden, "k_proj": kv_size, "v_proj": kv_size}
+        self.qkv = Joint({name: Projection(hidden, size) for name, size in sizes.items()})
         self.o_proj = Projection(hidden, hidden, bias=False)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        q = rotate(self._heads(self.q_proj(x)), rope)
-        k = rotate(self._heads(self.k_proj(x)), rope)
-        y = attend(q, k, self._heads(self.v_proj(x)))  # [B, A, T, D]
+        q, k, v = (self._heads(part) for part in self.qkv(x))
+        y = attend(rotate(q, rope), rotate(k, rope), v)  # [B, A, T, D]
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -85,12 +88,13 @@ class SwiGLU(nn.Module):
     def __init__(self, config: LLMConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = Projection(hidden, inner, bias=False)
-        self.up_proj = Projection(hidden, inner, bias=False)
+        names = ("gate_proj", "up_proj")
+        self.gate_up = Joint({name: Projection(hidden, inner, bias=False) for name in names})
         self.down_proj = Projection(inner, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_up(x)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):
@@ -169,11 +173,8 @@ class KVSlots:
     ) -> None:
         shape = (config.n_layers, n_slots, config.n_kv_heads, max_positions, config.head_dim)
         self._on_cpu = torch.device(device).type == "cpu"
-        # On a CPU untouched pages cost nothing. Elsewhere rows are padded to one length, and what
-        # is masked must at least be finite: 0 * nan is nan.
-        allocate = torch.empty if self._on_cpu else torch.zeros
-        self.k = allocate(shape, device=device, dtype=dtype)
-        self.v = allocate(shape, device=device, dtype=dtype)
+        self.k = _zeros(shape, device, dtype)
+        self.v = _zeros(shape, device, dtype)
         self.lengths = [0] * n_slots
         self.max_positions = max_positions
         self._rope = rope_table(config, max_positions, device)
@@ -186,13 +187,13 @@ class KVSlots:
     def take(self) -> int:
         """A free slot, empty."""
         assert self._free, f"all {len(self.lengths)} slots are taken"
-        return self._free.pop(0)
+        return heapq.heappop(self._free)  # the lowest, so that slots in use lie side by side
 
     def release(self, slot: int) -> None:
         """Give a slot back; its positions are forgotten."""
         assert slot not in self._free, f"slot {slot} was released twice"
         self.lengths[slot] = 0
-        self._free.append(slot)
+        heapq.heappush(self._free, slot)
 
     def step(self, slots: Sequence[int], n_new: int) -> "RowStep | PaddedStep":
         """Where the next `n_new` positions of each of these slots go."""
@@ -208,9 +209,15 @@ class KVSlots:
         positions = torch.tensor(starts, device=device)[:, None] + offsets  # [B, T]
         cos, sin = (table[positions].unsqueeze(1) for table in self._rope)  # [B, 1, T, D/2]
         where = torch.tensor(slots, device=device)  # [B]
-        if self._on_cpu:
+        lowest = min(slots)
+        if list(slots) == list(range(lowest, lowest + len(slots))):  # a view, nothing is copied
+            rows: slice | Tensor = slice(lowest, lowest + len(slots))
+        else:
+            rows = where
+        if self._on_cpu and (n_new > 1 or len(slots) == 1 or rows is where):
             return RowStep((cos, sin), where, positions, slots, starts)
-        return PaddedStep((cos, sin), where, positions, self._padded_length(max(starts) + n_new))
+        n_keys = self._padded_length(max(starts) + n_new)
+        return PaddedStep((cos, sin), where, positions, n_keys, rows)
 
     def advance(self, slots: Sequence[int], n_new: int) -> None:
         """Count the positions a step has written."""
@@ -223,7 +230,7 @@ class KVSlots:
 
 @dataclass(frozen=True)
 class RowStep:
-    """Attention row by row over slices of the cache: nothing is copied. For CPUs."""
+    """Attention row by row over slices of the cache: nothing is copied. For CPUs, long inputs."""
 
     rope: Rope
     where: Tensor  # [B] slots
@@ -246,12 +253,13 @@ class RowStep:
 
 @dataclass(frozen=True)
 class PaddedStep:
-    """Attention of all rows at once over a padded copy of their slots. For GPUs."""
+    """Attention of all rows at once over their slots, padded to the longest."""
 
     rope: Rope
     where: Tensor  # [B] slots
     positions: Tensor  # [B, T]
     n_keys: int  # the longest row, rounded up
+    rows: slice | Tensor  # the slots, as an index: a slice where they lie side by side
 
     def attend(self, keys: Tensor, values: Tensor, *qkv: Tensor) -> Tensor:
         """As RowStep.attend."""
@@ -262,11 +270,25 @@ class PaddedStep:
         seen = torch.arange(self.n_keys, device=q.device) <= self.positions[..., None]  # [B, T, L]
         y = F.scaled_dot_product_attention(
             q.to(keys.dtype).unflatten(1, (-1, n_groups)).flatten(2, 3),  # [B, A/G, G*T, D]
-            keys[:, :, : self.n_keys][self.where],
-            values[:, :, : self.n_keys][self.where],
+            keys[:, :, : self.n_keys][self.rows],
+            values[:, :, : self.n_keys][self.rows],
             attn_mask=seen.repeat(1, n_groups, 1).unsqueeze(1),
         )
         return y.unflatten(2, (n_groups, -1)).flatten(1, 2)  # [B, A, T, D]
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> Tensor:
+    """Zeros, because rows are padded to one length and 0 * nan is nan.
+
+    On a CPU numpy's are fresh pages of the system, so those nobody touches cost nothing.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return (
+        torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
+        .view(dtype)
+        .view(shape)
+    )
 
 
 def _write(layer: Tensor, new: Tensor, step: RowStep | PaddedStep) -> None:

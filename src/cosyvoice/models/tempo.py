@@ -17,6 +17,17 @@ def mel_at_speed(mel: Tensor, speed: float) -> Tensor:
     return F.interpolate(mel.T[None], size=n, mode="linear", align_corners=False)[0].T
 
 
+@dataclass(frozen=True)
+class WholeTempo:
+    """The offline change of tempo, for a mel that comes in one piece."""
+
+    speed: float
+
+    def extend(self, mel: Tensor, last: bool) -> Tensor:
+        assert last, "the offline change of tempo takes the whole mel at once"
+        return mel_at_speed(mel, self.speed) if len(mel) else mel
+
+
 @dataclass
 class Tempo:
     """Change of tempo in a stream: the mel is read at the exact step `speed`.

@@ -1,8 +1,8 @@
 """Listening to production code at work: outputs of submodules, mels on their way to the vocoder,
 and an engine whose language model runs while its draws may be decided from outside.
 
-In: networks and requests. Out: what passed by. It changes nothing of what it hears, the draws of
-`ForcedRunner` aside.
+In: networks and requests. Out: what passed by. It changes nothing of what it hears; only a
+`ForcedEngine` puts words into the language model's mouth.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from cosyvoice.config import EngineConfig, Rules
 from cosyvoice.engine.engine import Engine
 from cosyvoice.engine.request import Chunk, Request, Utterance
 from cosyvoice.engine.runner import Models, Runner
-from cosyvoice.engine.script import Script
+from cosyvoice.engine.script import NOTHING, Script
 from cosyvoice.engine.stream import Audio
 from cosyvoice.models.noise import SourceNoise
 from cosyvoice.models.vocoder import Vocoder, VocoderState
@@ -76,22 +76,46 @@ class ListeningRunner(Runner):
         super().__init__(models, config)
         self.rendered: list[int] = []
 
-    def render(self, utterance: Utterance, chunk: Chunk) -> Audio:
-        self.rendered.extend(chunk.tokens)
-        return super().render(utterance, chunk)
+    def render(self, utterances: Sequence[Utterance], chunks: Sequence[Chunk]) -> list[Audio]:
+        for chunk in chunks:
+            self.rendered.extend(chunk.tokens)
+        return super().render(utterances, chunks)
 
 
-class ForcedRunner(ListeningRunner):
-    """The language model runs, and what it draws is replaced: given tokens, then the end."""
+class Recital:
+    """A script whose answers are given. No limit of length cuts it, for a set may have been
+    recorded with more tokens than its text would allow the language model."""
 
-    def __init__(self, models: Models, config: EngineConfig, forced: Sequence[int]) -> None:
-        super().__init__(models, config)
-        self._forced = [*forced, models.llm.config.eos]
+    is_waiting = False
+    forbidden = NOTHING
 
-    def write(self, utterances: tuple[Utterance, ...]) -> list[int]:
-        super().write(utterances)
-        scripts = [cast(Script, u.script) for u in utterances]  # only who writes is asked
-        return [self._forced[len(script.history)] for script in scripts]
+    def __init__(self, pending: Sequence[int], answers: Sequence[int]) -> None:
+        self.pending = list(pending)
+        self.history: list[int] = []
+        self.is_done = False
+        self._answers = answers  # the last one is the end
+
+    @property
+    def forced(self) -> int | None:
+        return self._answers[len(self.history)]
+
+    def accept(self, drawn: int) -> int | None:
+        self.history.append(drawn)
+        self.pending = [drawn]
+        self.is_done = len(self.history) == len(self._answers)
+        return None if self.is_done else drawn
+
+
+class ForcedEngine(Engine):
+    """The language model runs, and says given tokens, then the end."""
+
+    def __init__(self, runner: Runner, config: EngineConfig, forced: Sequence[int]) -> None:
+        self._answers = [*forced, runner.llm_config.eos]
+        super().__init__(runner, config)
+
+    def _scripts(self, request: Request) -> Sequence[Script | None]:
+        scripts = super()._scripts(request)
+        return [script and Recital(script.pending, self._answers) for script in scripts]
 
 
 @dataclass(frozen=True)
@@ -118,11 +142,8 @@ def perform(
     tap = Tap(models.vocoder)
     tapped = replace(models, vocoder=cast(Vocoder, tap))
     config = EngineConfig(n_slots=1, rules=rules)
-    if forced is None:
-        runner = ListeningRunner(tapped, config)
-    else:
-        runner = ForcedRunner(tapped, config, forced)
-    engine = Engine(runner, config)
+    runner = ListeningRunner(tapped, config)
+    engine = Engine(runner, config) if forced is None else ForcedEngine(runner, config, forced)
     try:
         chunks = [torch.from_numpy(audio)[None] for audio in engine.submit(request)]
     finally:

@@ -118,6 +118,8 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
         if not {left, right, left + right} <= vocab.keys():
             raise _broken(path, f"line {n_line} merges symbols that vocab.json does not have")
         merges.append((left, right))
+    if not merges and len(vocab) > len(ByteLevel.alphabet()):
+        raise _broken(path, "it merges nothing, and vocab.json has words")
     return merges
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cosyvoice.config import FRAMES_PER_TOKEN, REFERENCE
 from cosyvoice.engine.request import Request
-from cosyvoice.models.dit import block_segments, rotate_first_head, rotation, segment_mask
-from cosyvoice.models.flow import EulerSchedule, FlowPrompt, FlowState, cosine_times
+from cosyvoice.models.attention import block_segments, rotate_first_head, rotation, segment_mask
+from cosyvoice.models.flow import FlowPrompt, FlowState, Solver, cosine_times
 from cosyvoice.parity.eavesdrop import listening, perform
 from cosyvoice.parity.found import Computed, Found
 from cosyvoice.parity.goldens import Part
@@ -65,9 +65,9 @@ class Case:
         """Tokens that are final while more may come."""
         return len(self.ids) - self.subject.config.flow.lookahead_tokens
 
-    def start(self, schedule: EulerSchedule, *, chunked: bool) -> FlowState:
+    def start(self, solver: Solver, *, chunked: bool) -> FlowState:
         noise = self.subject.flow_noise
-        return self.subject.flow.start(self.prompt, schedule, noise, chunked=chunked)
+        return self.subject.flow.start(self.prompt, solver, noise, chunked=chunked)
 
     def mu(self, *, finalize: bool) -> Tensor:
         """The condition of all that can be evaluated: [T, M]."""
@@ -105,8 +105,8 @@ def _one_call(part: Part, case: Case, kind: str, *, chunked: bool) -> Iterator[F
     queries = {f"block{i}_q": QUERY.format(i) for i in range(len(dit.transformer_blocks))}
     time = torch.tensor([float(part.whole.param(kind, "t"))] * N_ROWS)
     with listening(dit, [*wanted, *queries.values(), ROOT]) as heard:
-        schedule = EulerSchedule(time[:1], torch.ones(1), dit.modulation(time))
-        case.subject.flow.solve(case.start(schedule, chunked=chunked), case.mu(finalize=True))
+        solver = Solver(time[:1], torch.ones(1), dit.modulation(time), cfg_rate=0.0)
+        case.subject.flow.solve([case.start(solver, chunked=chunked)], [case.mu(finalize=True)])
     yield Computed(f"{kind}.out", heard.outputs.pop(ROOT).transpose(1, 2))  # [2, M, T]
     for path, output in heard.outputs.items():
         # The set has both rows of the time and of the rest only the conditional one.
@@ -126,16 +126,16 @@ def _rotated(case: Case, query: Tensor) -> Tensor:
 
 def _mel(case: Case, *, finalize: bool, streaming: bool) -> Iterator[Found]:
     flow, name = case.subject.flow, f"finalize{finalize:d}_streaming{streaming:d}"
-    schedule = flow.schedule()
+    solver = flow.solver()
     steps: list[Tensor] = []
-    state = case.start(schedule, chunked=streaming)
-    x = flow.solve(state, case.mu(finalize=finalize), steps)  # [T, M]
+    state = case.start(solver, chunked=streaming)
+    [x] = flow.solve([state], [case.mu(finalize=finalize)], steps)  # [T, M]
     mel = x[len(case.prompt.mel) :]
     if finalize:  # then it is what `extend` is for
-        mel = flow.extend(case.start(schedule, chunked=streaming), case.tokens, last=True)
+        mel = flow.extend(case.start(solver, chunked=streaming), case.tokens, last=True)
     yield Computed(f"mel.{name}", mel.T[None])
     yield Computed(f"euler_x.{name}", torch.stack([step.T for step in steps[:-1]]))
-    yield Computed(f"euler_t.{name}", schedule.times)
+    yield Computed(f"euler_t.{name}", solver.times)
 
 
 def _stream(part: Part, subject: Subject) -> Iterator[Found]:

@@ -16,8 +16,8 @@ from cosyvoice.parity.subject import Subject
 
 def compute(part: Part, subject: Subject) -> Iterator[Found]:
     """One case for each entry of the document."""
-    for i, case in enumerate(part.at()):
-        yield from _case(part, subject, (i, case["fallback_index"]))
+    for i, _ in enumerate(part.at()):
+        yield from _case(part, subject, (i, part.at(i, "fallback_index")))
 
 
 def _case(part: Part, subject: Subject, which: tuple[int, int]) -> Iterator[Found]:

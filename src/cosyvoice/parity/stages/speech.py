@@ -47,7 +47,10 @@ class Scene:
     subject: Subject
 
     def order(self, case: str, *, streaming: bool = False, speed: float = 1.0) -> Request:
-        """A zero-shot request for the text of the set, in the voice of a case."""
+        """A zero-shot request for the text of the set, in the voice of a case.
+
+        `streaming` holds where the constants of the case do not say how it was recorded.
+        """
         note = self.part.whole.note
         return self.subject.front_end.request(
             Order(
@@ -56,15 +59,18 @@ class Scene:
                 recording=self.recording(self.part.whole.param(case, "prompt")),
                 transcript=note("e2e", "prompt_text"),
                 mode="zero_shot",
-                streaming=streaming,
+                streaming=bool(self.part.whole.params[case].get("stream", streaming)),
                 speed=speed,
             )
         )
 
     def recording(self, said: str) -> Path:
-        """The recording a constant speaks of: the first word of `a, untruncated` names it."""
-        name = re.split(r"\W", said, maxsplit=1)[0]
-        return self.part.recording(self.part.whole.note("features", "info", name, "file"))
+        """The recording a constant speaks of: it begins with its name, as in `a, untruncated`."""
+        named = self.part.whole.note("features", "info")
+        for name in sorted(named, key=len, reverse=True):  # `a` may begin the name of another
+            if re.match(rf"{re.escape(name)}(?!\w)", said):
+                return self.part.recording(self.part.whole.note("features", "info", name, "file"))
+        raise SetError(f"no recording of notes.features.info is called {said!r}: record again")
 
     def perform(self, request: Request, forced: Sequence[int] | None = None) -> Performance:
         return perform(self.subject.models, request, rules=REFERENCE, forced=forced)
