@@ -315,6 +315,18 @@ def test_head_in_the_text_is_cut_off(model: CosyVoice3, wav: str) -> None:
     assert torch.equal(plain, headed)
 
 
+def test_text_front_end_is_ours_the_references_or_none(model: CosyVoice3, wav: str) -> None:
+    def segments(**options: Any) -> list[str]:
+        order = Order('"Is it 5?" she said', 1, recording=wav, **options)
+        sentences = model.frontend.request(order).sentences
+        return [model.frontend.tokenizer.decode(s.ids[s.n_head :]) for s in sentences]
+
+    assert segments() == ['"Is it five?" she said.']
+    # As wetext leaves quotes.
+    assert segments(text_frontend="reference") == ['\\"Is it five?\\" she said.']
+    assert segments(text_frontend=False) == ['"Is it 5?" she said']
+
+
 def test_long_cross_lingual_text_is_split(
     model: CosyVoice3, reference: CosyVoice3, wav: str
 ) -> None:

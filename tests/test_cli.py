@@ -232,6 +232,23 @@ def test_bad_input_is_one_line_and_exit_2(run: Run, wav: str) -> None:
     assert run("parity", "--model-dir", "no_such_dir", "--goldens", "no_such_dir") == 2
 
 
+def test_remarks_in_a_log_have_no_empty_lines(run: Run, wav: str) -> None:
+    assert run("synthesize", TEXT, "--prompt-wav", wav, "--seed", "3") == 0
+    assert all(line.strip() for line in run.err.splitlines()), run.err
+
+
+def test_full_stdout_is_one_line(golden_model: Path, wav: str) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cosyvoice", "synthesize", TEXT, "--prompt-wav", wav,
+             "--model-dir", str(golden_model), "-o", "-"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert one_line(done.stderr), done.stderr
+    assert "No space left" in done.stderr
+
+
 def test_ctrl_c_stops_at_once_and_leaves_no_file(golden_model: Path, tmp_path: Path) -> None:
     text = "This is a rather long sentence that is spoken again and again. " * 400
     (tmp_path / "long.txt").write_text(text)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from cosyvoice.config import FlowConfig
 from cosyvoice.errors import BadRequest
-from cosyvoice.models.attention import block_segments, segment_mask
+from cosyvoice.models.attention import (
+    Attend,
+    attend_by_products,
+    attend_fused,
+    block_segments,
+    segment_mask,
+)
 from cosyvoice.models.flow import Flow, FlowPrompt, FlowState
 
 TINY = FlowConfig(n_speech_tokens=40, lookahead_channels=8, dim=32, depth=2, n_heads=2, head_dim=16)
@@ -139,3 +145,86 @@ def test_mel_is_the_goldens(golden: Path, golden_flow: Flow, streaming: int) -> 
     state = golden_flow.start(prompt, solver, want["rand_noise"][0], chunked=bool(streaming))
     mel = speak(golden_flow, state, [want["token"][0].tolist()])
     assert (mel.T[None] - want[f"mel.finalize1_streaming{streaming}"]).abs().max() < 2e-4
+
+
+# States that share, batch and forget.
+
+
+def prompt_of(n_prompt: int, seed: int = 0) -> FlowPrompt:
+    draw = torch.Generator().manual_seed(seed)
+    return FlowPrompt(
+        tokens=tuple(torch.randint(0, 40, (n_prompt,), generator=draw).tolist()),
+        mel=torch.randn(2 * n_prompt, 80, generator=draw),
+        embedding=torch.randn(192, generator=draw),
+    )
+
+
+@pytest.mark.parametrize("n_prompt", [0, 10, 27, 28, 60])
+def test_a_shared_prefix_changes_nothing(tiny: Flow, n_prompt: int) -> None:
+    prompt, noise, solver = prompt_of(n_prompt), torch.randn(80, 600), tiny.solver()
+    tokens = [[i % 40 for i in range(63)], [(7 * i) % 40 for i in range(50)]]
+    with torch.inference_mode():
+        prefix = tiny.prefix(prompt, solver, noise)
+        assert prefix.n_tokens == max(0, (n_prompt - 3) // 25 * 25)
+        forks = [tiny.fork(prefix), tiny.fork(prefix)]
+    for fork, pieces in zip(forks, tokens, strict=True):  # one after the other, from one prefix
+        alone = speak(tiny, tiny.start(prompt, solver, noise, chunked=True), [pieces])
+        assert (speak(tiny, fork, [pieces[:31], pieces[31:]]) - alone).abs().max() < 1e-4
+    assert prefix.n_tokens == max(0, (n_prompt - 3) // 25 * 25)
+    assert prefix.n_bytes == 0  # it grew nothing of its own
+
+
+def test_one_pass_for_several_streams_gives_each_its_own(tiny: Flow) -> None:
+    sizes = [(0, 63), (10, 41), (30, 90)]
+    tokens = [[(i * (row + 1)) % 40 for i in range(n)] for row, (_, n) in enumerate(sizes)]
+    alone = [
+        speak(tiny, start(tiny, n_prompt, chunked=row != 1, seed=row), [tokens[row]])
+        for row, (n_prompt, _) in enumerate(sizes)
+    ]
+    states = [start(tiny, n, chunked=row != 1, seed=row) for row, (n, _) in enumerate(sizes)]
+    solver = tiny.solver()
+    for state in states:
+        state.solver = solver
+    with torch.inference_mode():
+        first = tiny.extend_all(states, [t[:35] for t in tokens], [False] * 3)
+        last = tiny.extend_all(states, [t[35:] for t in tokens], [True] * 3)
+    for row in range(3):
+        assert (torch.cat([first[row], last[row]]) - alone[row]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("n_dropped", [1, 4, 10])
+def test_steps_computed_anew_give_the_same_mel(tiny: Flow, n_dropped: int) -> None:
+    tokens = [[i % 40 for i in range(n)] for n in (43, 25, 25, 17)]
+    whole = speak(tiny, start(tiny, 10, chunked=True), tokens)
+    state = start(tiny, 10, chunked=True)
+    mels = []
+    with torch.inference_mode():
+        for i, piece in enumerate(tokens):
+            mels.append(tiny.extend(state, piece, last=i == 3))
+            if i == 1:
+                n_bytes = state.n_bytes
+                for _ in range(n_dropped):
+                    state.drop_step()
+                assert state.n_bytes == pytest.approx(n_bytes * (1 - n_dropped / 10))
+    assert (torch.cat(mels) - whole).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("attend", [attend_fused, attend_by_products])
+def test_forms_of_attention_agree_and_take_parts(attend: Attend) -> None:
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 11, 8), torch.randn(2, 3, 11, 8)
+    want = ((q @ k.mT / 8**0.5).softmax(-1)) @ v
+    for cut in (0, 4):
+        keys = [k] if not cut else [k[:, :, :cut], k[:, :, cut:]]
+        values = [v] if not cut else [v[:, :, :cut], v[:, :, cut:]]
+        torch.testing.assert_close(attend(q, keys, values), want)
+
+
+def test_fewer_steps_and_no_guidance_are_another_mel(tiny: Flow) -> None:
+    tokens, prompt, noise = list(range(30)), prompt_of(5), torch.randn(80, 600)
+    usual, quick, free = (
+        speak(tiny, tiny.start(prompt, solver, noise, chunked=True), [tokens])
+        for solver in (tiny.solver(), tiny.solver(5), tiny.solver(cfg_rate=0.0))
+    )
+    assert usual.shape == quick.shape == free.shape
+    assert not torch.allclose(usual, quick)
+    assert not torch.allclose(usual, free)

@@ -16,6 +16,7 @@ from cosyvoice.errors import BadRequest, ModelFilesError
 from cosyvoice.parity import Report, dump, run
 from cosyvoice.parity.compare import FAIL, PASS, compare_tensors, compare_values
 from cosyvoice.parity.goldens import EXACT, INDEX, INPUT
+from cosyvoice.text import Tokenizer
 
 TEXT = "The meeting is at 10:30 today."
 
@@ -195,6 +196,58 @@ def test_a_stage_that_raises_fails_its_rows_and_no_other(copied: Path, golden_mo
     assert verdicts == {
         f"{FAIL}: BadRequest: there is nothing to speak: give a text with letters or digits"
     }
+
+
+def rename_recordings(folder: Path, names: dict[str, str]) -> None:
+    """Give the recordings of a set other names, wherever they are named."""
+    file = folder / "2_features.safetensors"
+
+    def renamed(name: str) -> str:
+        recording, dot, rest = name.partition(".")
+        return names[recording] + dot + rest
+
+    def change(index: dict) -> None:
+        start = f"{file.name}:"
+        index["tensors"] = {
+            start + renamed(key.removeprefix(start)) if key.startswith(start) else key: value
+            for key, value in index["tensors"].items()
+        }
+        info = index["notes"]["features"]["info"]
+        index["notes"]["features"]["info"] = {names[key]: value for key, value in info.items()}
+        for constants in index["params"].values():
+            for role in constants.keys() & {"prompt", "source"}:
+                recording = constants[role][0]
+                constants[role] = names[recording] + constants[role][1:]
+
+    save_file({renamed(name): tensor for name, tensor in load_file(file).items()}, file)
+    edit(folder / INDEX, change)
+
+
+@pytest.mark.parametrize("names", [{"a": "slt-1", "b": "slt-2"}, {"a": "ada 24k", "b": "ada"}])
+def test_recordings_may_have_any_names(
+    copied: Path, golden_model: Path, names: dict[str, str]
+) -> None:
+    rename_recordings(copied, names)
+    assert quiet(golden_model, copied, 2, 7).passed
+
+
+def test_tokens_may_be_more_than_the_text_would_allow(
+    copied: Path, golden: Path, golden_model: Path
+) -> None:
+    """The reference's LLM was replaced when the set was recorded, its limits with it."""
+    text = "Hi."
+    ids = torch.tensor([Tokenizer(golden_model).encode(text)], dtype=torch.int32)
+    file = copied / "7_e2e.safetensors"
+    tensors = load_file(file)
+    assert len(tensors["tokens"]) > 20 * ids.shape[1]
+    save_file({**tensors, "llm_in.text": ids}, file)
+
+    def change(index: dict) -> None:
+        index["tensors"][f"{file.name}:llm_in.text"]["shape"] = list(ids.shape)
+        index["notes"]["e2e"]["text"] = text
+
+    edit(copied / INDEX, change)
+    assert quiet(golden_model, copied, 7).passed
 
 
 # Bad input.

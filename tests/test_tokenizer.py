@@ -57,6 +57,12 @@ def test_a_special_token_parts_the_text(
     assert tokenizer.decode(ids) == special.join(composed)
 
 
+def test_merges_cut_to_nothing_are_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, words=("ab",), merges="#version: 0.2\n")
+    with pytest.raises(ModelFilesError, match="merges.txt is unusable: it merges nothing"):
+        Tokenizer(tmp_path)
+
+
 def test_half_a_surrogate_pair_is_no_error(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("\ud83d\ude00") == tokenizer.encode("😀")
     assert tokenizer.encode("a\ud83d") == tokenizer.encode("a\ufffd")

@@ -73,7 +73,7 @@ class CosyVoice3:
         if load_trt or load_vllm:
             log.warning("load_trt and load_vllm change nothing: one engine of our own runs it all")
         rules = REFERENCE if compat == "reference" else OURS
-        config = engine or EngineConfig(rules=rules)
+        config = replace(engine or EngineConfig(), rules=rules)
         self.model_dir, self.model_note = resolve_model_dir(model_dir)
         models = load_models(
             self.model_dir, device=device, dtype=_dtype(dtype, fp16=fp16), use_rl=use_rl

@@ -19,7 +19,9 @@ ModelDir = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Dtype = Annotated[str, typer.Option(help="Weights: auto, fp32, bf16 or fp16.")]
+Dtype = Annotated[
+    str, typer.Option(help="Linear layers: auto, fp32, bf16, int8 (x86), or on a GPU tf32, fp16.")
+]
 Compat = Annotated[
     str, typer.Option(help="ours, or reference: the reference's behaviour to the letter.")
 ]
@@ -45,6 +47,14 @@ Streaming = Annotated[
 Speed = Annotated[float, typer.Option(help="0.25 to 4.")]
 
 
+FlowSteps = Annotated[
+    int | None, typer.Option(min=1, max=100, help="Euler steps of the flow: fewer are worse.")
+]
+CfgRate = Annotated[
+    float | None, typer.Option("--cfg", min=0, max=5, help="Strength of the flow's guidance.")
+]
+
+
 def say(line: str) -> None:
     """A remark for the person at the terminal; stdout is for results."""
     typer.echo(line, err=True)
@@ -60,10 +70,13 @@ class ModelChoice:
     compat: str = "ours"
     use_rl: bool = True
     voices_dir: Path | None = None
+    flow_steps: int | None = None
+    cfg_rate: float | None = None
 
     def load(self) -> "CosyVoice3":
         """The model; says on stderr which one it is."""
         from cosyvoice.api import CosyVoice3
+        from cosyvoice.config import EngineConfig
 
         if self.compat not in ("ours", "reference"):
             raise BadRequest(f"--compat is ours or reference, not {self.compat!r}")
@@ -74,6 +87,7 @@ class ModelChoice:
             compat="reference" if self.compat == "reference" else "ours",
             use_rl=self.use_rl,
             voices_dir=self.voices_dir,
+            engine=EngineConfig(flow_steps=self.flow_steps, cfg_rate=self.cfg_rate),
         )
         say(model.model_note)
         return model

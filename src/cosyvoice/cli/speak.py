@@ -17,9 +17,11 @@ import typer
 from cosyvoice.errors import BadRequest
 
 from .options import (
+    CfgRate,
     Compat,
     Device,
     Dtype,
+    FlowSteps,
     ModelChoice,
     ModelDir,
     Output,
@@ -61,6 +63,8 @@ def synthesize(
     dtype: Dtype = "auto",
     compat: Compat = "ours",
     use_rl: UseRL = True,
+    flow_steps: FlowSteps = None,
+    cfg: CfgRate = None,
     output: Output = Path("out.wav"),
 ) -> None:
     """Speak a text.
@@ -83,7 +87,9 @@ def synthesize(
         speed=speed,
         max_tokens=max_tokens,
     )
-    choice = ModelChoice(model_dir, device, dtype, compat, use_rl, voices_dir)
+    choice = ModelChoice(
+        model_dir, device, dtype, compat, use_rl, voices_dir, flow_steps=flow_steps, cfg_rate=cfg
+    )
     with _player(wanted=play) as player:
         model = choice.load()
         started_s = time.monotonic()
@@ -219,7 +225,9 @@ def _write_stdout(data: bytes) -> None:
     except BrokenPipeError:
         raise  # whoever listened has left, and needs no explanation
     except OSError as error:
-        raise BadRequest(f"cannot write to stdout: {error.strerror}; give -o a file name") from error
+        raise BadRequest(
+            f"cannot write to stdout: {error.strerror}; give -o a file name"
+        ) from error
 
 
 def _progress(stream: "Stream") -> "Iterator[Audio]":

@@ -100,7 +100,7 @@ def load_models(
     options = Loading(device=where, dtype=WEIGHTS.get(name, torch.float32), use_rl=use_rl)
     llm = load_llm(model_dir, config, options=options)
     flow = load_flow(model_dir, config, options=options)
-    if where.type == "cpu" and torch.backends.mkldnn.is_available():
+    if where.type == "cpu":
         for network in (llm, flow.dit):
             pack(network, Int8Linear if name == "int8" else PackedLinear)
     return Models(

@@ -8,6 +8,7 @@ Why: at the sizes of this model torch's own product reaches 220 GFLOP/s in float
 cores, the same product through packed oneDNN 500; int8 reaches 1700 (docs/benchmarks.md).
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,10 @@ class Int8Linear(nn.Module):
         weight = weight.detach().float()
         scales = weight.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / INT8_LIMIT
         zeros = torch.zeros(len(weight), dtype=torch.long)
-        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        with warnings.catch_warnings():
+            # Quantised tensors are to leave torch one day; no other product is as fast today.
+            warnings.simplefilter("ignore", UserWarning)
+            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         bias = None if bias is None else bias.detach().float()
         self._packed = torch.ops.quantized.linear_prepack(quantised, bias)
 
@@ -66,8 +70,13 @@ class PackedJoint(nn.Module):
 Kind = type[PackedLinear] | type[Int8Linear]
 
 
-def pack(network: nn.Module, kind: Kind) -> None:
-    """Replace every `Projection` of the network; each old weight is freed as it is replaced."""
+def pack(network: nn.Module, kind: Kind = PackedLinear) -> None:
+    """Replace every `Projection` of the network; each old weight is freed as it is replaced.
+
+    Where torch was built without oneDNN the network stays as it is.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Joint):

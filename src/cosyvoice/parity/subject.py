@@ -1,7 +1,7 @@
 """The model under test: its production parts, each loaded when a stage first asks for it.
 
 In: a model directory and the noise a set was recorded with. Out: tokenizer, encoder, networks.
-float32 on the CPU, whatever the machine has. It compares nothing.
+float32 on the CPU, packed as synthesis packs it, whatever the machine has. It compares nothing.
 """
 
 from functools import cached_property
@@ -17,6 +17,7 @@ from cosyvoice.models.checkpoint import Loading, load_flow, load_llm, load_vocod
 from cosyvoice.models.flow import Flow
 from cosyvoice.models.llm import SpeechLM
 from cosyvoice.models.noise import SourceNoise, flow_noise
+from cosyvoice.models.packed import pack
 from cosyvoice.models.vocoder import Vocoder
 from cosyvoice.text import Tokenizer
 from cosyvoice.voice import VoiceEncoder
@@ -60,11 +61,15 @@ class Subject:
 
     @cached_property
     def llm(self) -> SpeechLM:
-        return load_llm(self.model_dir, self.config, options=OPTIONS)
+        llm = load_llm(self.model_dir, self.config, options=OPTIONS)
+        pack(llm)
+        return llm
 
     @cached_property
     def flow(self) -> Flow:
-        return load_flow(self.model_dir, self.config, options=OPTIONS)
+        flow = load_flow(self.model_dir, self.config, options=OPTIONS)
+        pack(flow.dit)
+        return flow
 
     @cached_property
     def vocoder(self) -> Vocoder:
