@@ -18,7 +18,7 @@ from cosyvoice.engine.request import Chunk, Hops, Request, Sentence, TextToCome,
 from cosyvoice.engine.scheduler import Decode, Prefill, Render, Scheduler
 from cosyvoice.engine.script import Plain
 from cosyvoice.engine.stream import Audio, Stream
-from cosyvoice.errors import BadRequest, Cancelled, Overloaded
+from cosyvoice.errors import BadRequest, Cancelled, ModelFilesError, Overloaded
 
 N_SLOTS = 3
 
@@ -251,6 +251,49 @@ def test_text_in_speaks_before_the_text_is_complete(engine: Engine, runner: Fake
     with pytest.raises(Cancelled):
         stream.say("more")
     assert until_idle(engine)
+
+
+def test_saying_more_after_the_end_harms_nobody(engine: Engine) -> None:
+    stream = engine.submit(Request(PROMPT, text=TextToCome(Letters(), (1, 2)), streaming=True))
+    stream.say("abcdef")
+    stream.end_text()
+    stream.end_text()
+    with pytest.raises(BadRequest, match="has ended"):
+        stream.say("more")
+    stream.close()
+    assert len(list(engine.submit(request(1)))) == 1
+
+
+def test_a_command_that_fails_fails_its_stream_alone(engine: Engine) -> None:
+    stream = engine.submit(Request(PROMPT, text=TextToCome(Letters(), (1, 2)), streaming=True))
+    stream.say("abc")
+    engine.say(stream, [1], last=True)
+    engine.say(stream, [1], last=False)  # what no Stream does
+    with pytest.raises(AssertionError, match="after its end"):
+        list(stream)
+    assert len(list(engine.submit(request(1)))) == 1
+    assert until_idle(engine)
+
+
+def test_a_broken_engine_leaves_nobody_waiting(
+    runner: FakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(runner, EngineConfig(n_slots=N_SLOTS))
+    runner.gate.clear()
+    streams = [engine.submit(request(name)) for name in (1, 2)]
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(engine._scheduler, "next", lambda *_: 1 // 0)
+    runner.gate.set()
+    for stream in streams:
+        with pytest.raises(ZeroDivisionError):
+            list(stream)
+    with pytest.raises(Cancelled):
+        engine.submit(request(1))
+
+
+def test_tokens_of_another_model_are_refused(engine: Engine) -> None:
+    with pytest.raises(ModelFilesError, match="6561"):
+        engine.submit(Request(PROMPT, tokens=(5, 6561)))
 
 
 def test_text_in_without_text_is_refused(engine: Engine) -> None:

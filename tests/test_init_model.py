@@ -72,7 +72,7 @@ def test_full_preset_has_the_published_sizes() -> None:
     with torch.device("meta"):
         named = Vocoder(config.vocoder).named_parameters()
     n_gains = sum(p.shape[0] for name, p in named if weights.NORMALISED.fullmatch(name))
-    # spec/checkpoint.md section 1; the network itself holds no gains.
+    # docs/spec/checkpoint.md section 1; the network itself holds no gains.
     n_published = 506_148_480 + 332_257_088 + 20_779_887
     assert weights.n_parameters(config) + n_gains == n_published
 

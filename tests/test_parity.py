@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +363,24 @@ def test_a_dump_passes_its_own_run(dumped: Path, golden_model: Path) -> None:
     assert [f"{row.name}: {row.verdict}" for row in report.rows if row.has_failed] == []
     assert {part.partition("_")[0] for part in report.parts} == {*"12345678", "noise"}
     assert report.n_rows > 150
+
+
+def test_a_dump_has_every_kind_of_case_of_the_golden_set(dumped: Path, golden: Path) -> None:
+    def cases(folder: Path) -> set[str]:
+        """First parts of the names, numbers left out; training aside."""
+        names = json.loads((folder / INDEX).read_text())["tensors"]
+        tensors = [name.partition(".safetensors:")[2] for name in names if name[0] != "9"]
+        return {re.sub(r"_\d+", "", name.partition(".")[0]) for name in tensors}
+
+    variants = {"b", "uni_noprompt", "bistream_earlyfill", "bistream_noprompt", "bistream_short"}
+    without_effect = {"rand_ini", "uv_noise_head"}
+    assert cases(golden) - variants - without_effect == cases(dumped)
+
+
+def test_the_noise_of_a_dump_reaches_to_the_end_of_its_longest_case(dumped: Path) -> None:
+    audio = load_file(dumped / "7_e2e.safetensors")
+    longest = max(tensor.shape[1] for name, tensor in audio.items() if ".wav" in name)
+    assert load_file(dumped / "noise.safetensors")["sine_waves"].shape[1] >= longest
 
 
 def test_the_same_seed_gives_the_same_dump(

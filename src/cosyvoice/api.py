@@ -7,6 +7,7 @@ It knows no protocol and no tensor inside the models.
 
 import logging
 import threading
+import weakref
 from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from cosyvoice.engine.engine import Engine
 from cosyvoice.engine.loading import load_models
 from cosyvoice.engine.runner import Runner
 from cosyvoice.engine.stream import Stream
-from cosyvoice.errors import BadRequest, Cancelled
+from cosyvoice.errors import BadRequest, Cancelled, ModelFilesError
 from cosyvoice.frontend import FrontEnd, Order
 from cosyvoice.models.checkpoint import resolve_model_dir
 from cosyvoice.spk2info import read_spk2info, write_spk2info
@@ -88,7 +89,18 @@ class CosyVoice3:
         spk2info = self.model_dir / SPK2INFO_FILE
         if spk2info.exists():
             self.frontend.spk2info.update(read_spk2info(spk2info))
+        self._check_vocabulary(models.llm.config.text_vocab_size)
         self.model = Engine(Runner(models, config), config)
+        # Whoever forgets to close it does not keep the networks for ever.
+        weakref.finalize(self, self.model.close).atexit = False
+
+    def _check_vocabulary(self, n_rows: int) -> None:
+        n_ids = len(self.frontend.tokenizer)
+        if n_ids > n_rows:
+            raise ModelFilesError(
+                f"{self.model_dir}: the tokenizer has {n_ids} ids, the text table {n_rows} rows: "
+                "vocab.json and config.json of CosyVoice-BlankEN do not belong together"
+            )
 
     def close(self) -> None:
         """Stop the engine; unfinished streams raise Cancelled."""
@@ -242,7 +254,7 @@ AutoModel = CosyVoice3
 
 def _order(stream: bool, speed: float, text_frontend: TextFrontend, *, seed: int | None) -> Order:
     if seed is None:
-        seed = int(torch.randint(0, MAX_SEED, ()))
+        seed = int(torch.randint(0, MAX_SEED, (), device="cpu"))
     return Order(text=None, seed=seed, streaming=stream, speed=speed, text_frontend=text_frontend)
 
 

@@ -26,14 +26,14 @@ MAX_TOKENS = MAX_FLOW_FRAMES // FRAMES_PER_TOKEN
 MIN_SPEED = 0.25
 MAX_SPEED = 4.0
 
-# Tokens the LLM uses for silence and breath (spec/llm.md section 6).
+# Tokens the LLM uses for silence and breath (docs/spec/llm.md section 6).
 SILENT_TOKENS = frozenset({1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323})
 MAX_SILENT_RUN_TOKENS = 5
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Repetition-aware nucleus sampling (spec/llm.md section 5)."""
+    """Repetition-aware nucleus sampling (docs/spec/llm.md section 5)."""
 
     top_p: float = 0.8
     top_k: int = 25
@@ -155,7 +155,7 @@ class ModelConfig:
 class Rules:
     """Where the reference is odd and we differ; `REFERENCE` selects its behaviour everywhere.
 
-    The numbers in the comments are those of the project's rulings.
+    The numbers in the comments are those of docs/rulings.md.
     """
 
     add_prefix: bool = True  # 1: complete a prompt that lacks <|endofprompt|>, else refuse it

@@ -1,7 +1,7 @@
 """Waveforms to what the models hear: resampled audio, 24 kHz mel, Whisper mel, Kaldi fbank.
 
 Comes in: float32 samples `[B, n]` (the fbank: `[n]`). Goes out: float32 tensors, equal to the
-reference's within rounding. Formulas and traps: spec/frontend.md sections 2 to 5.
+reference's within rounding. Formulas and traps: docs/spec/frontend.md sections 2 to 5.
 Knows no file, no model and no limit but the shortest clip a frame needs.
 
 B batch, n samples, T frames, F bins of a spectrum, M mel bands.

@@ -35,6 +35,7 @@ from cosyvoice.voicebook import VoiceBook
 log = logging.getLogger(__name__)
 
 Mode = Literal["zero_shot", "cross_lingual", "instruct2", "sft"]
+NOTHING_TO_SPEAK = "there is nothing to speak: give a text with letters or digits"
 MODES: tuple[Mode, ...] = ("zero_shot", "cross_lingual", "instruct2", "sft")
 
 
@@ -82,7 +83,7 @@ class FrontEnd:
         """Assemble a request; slow where the recording is new. Raises BadRequest, VoiceNotFound."""
         check_speed(order.speed)
         if order.text is not None and not is_speakable(order.text):
-            raise BadRequest("there is nothing to speak: give a text with letters or digits")
+            raise BadRequest(NOTHING_TO_SPEAK)
         voice = self._voice(order)
         mode = order.mode or self._mode(order, voice)
         if mode == "sft" and voice.can_clone:
@@ -224,11 +225,15 @@ class Pieces:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._buffer = PieceBuffer()
+        self._is_speakable = False
 
     def push(self, piece: str) -> list[int]:
+        self._is_speakable = self._is_speakable or is_speakable(piece)
         return self._tokenizer.encode(self._buffer.push(piece))
 
     def finish(self) -> list[int]:
+        if not self._is_speakable:
+            raise BadRequest(NOTHING_TO_SPEAK)
         return self._tokenizer.encode(self._buffer.finish())
 
 

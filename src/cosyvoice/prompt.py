@@ -1,7 +1,7 @@
 """Prompts: what the LLM is given and what the flow is given, for each of the five modes.
 
 In: a voice and text ids. Out: one frozen Prompt. It does not know which mode made it, nor do those
-who use it. The table is spec/frontend.md section 8.
+who use it. The table is docs/spec/frontend.md section 8.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cosyvoice.config import N_MELS, N_SPEECH_TOKENS
-from cosyvoice.errors import ModelFilesError
+from cosyvoice.config import N_MELS
 from cosyvoice.models.flow import FlowPrompt
 
 from .voice import Voice
@@ -53,10 +52,4 @@ def conversion(voice: Voice) -> Prompt:
 
 
 def _flow_prompt(voice: Voice) -> FlowPrompt:
-    tokens = tuple(voice.tokens.tolist())
-    if max(tokens, default=0) >= N_SPEECH_TOKENS:
-        raise ModelFilesError(
-            f"the voice has the speech token {max(tokens)}, the model knows {N_SPEECH_TOKENS}: "
-            "encode the voice again, with this model's speech tokenizer"
-        )
-    return FlowPrompt(tokens, voice.mel, voice.embedding)
+    return FlowPrompt(tuple(voice.tokens.tolist()), voice.mel, voice.embedding)

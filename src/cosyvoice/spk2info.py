@@ -2,7 +2,7 @@
 
 Comes in: a file of `torch.save`, never unpickled beyond tensors. Goes out: voices by id.
 An entry is a speaker vector alone (for sft) or a whole zero-shot input; of the words it keeps
-only the ids. Layout: spec/checkpoint.md section 9. Knows no tokenizer and no model.
+only the ids. Layout: docs/spec/checkpoint.md section 9. Knows no tokenizer and no model.
 """
 
 import os

@@ -9,10 +9,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 from cosyvoice.config import MAX_TOKENS, EngineConfig, LLMConfig
-from cosyvoice.errors import BadRequest, Cancelled, Overloaded, SpeechError
+from cosyvoice.errors import BadRequest, Cancelled, ModelFilesError, Overloaded
 
 from .draws import Draws
 from .request import Chunk, Hops, Request, Sentence, TextToCome, Utterance
@@ -62,6 +63,14 @@ class Steps(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Command:
+    """What a caller said, to be carried out on the engine's thread."""
+
+    stream: Stream | None
+    carry_out: Callable[[], None]
+
+
 class Engine:
     """Starts its thread when made; `close` stops it and fails what is unfinished."""
 
@@ -70,7 +79,7 @@ class Engine:
         self._runner = runner
         self._scheduler = Scheduler(config)
         self._waiting: set[Stream] = set()  # of whose requests nothing has begun
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._is_open = True
         self._door = threading.Lock()  # nothing is submitted while the engine closes
         self._thread = threading.Thread(target=self._run, name="cosyvoice-engine", daemon=True)
@@ -92,23 +101,24 @@ class Engine:
             if len(self._waiting) >= self.config.max_waiting:
                 raise Overloaded(f"{len(self._waiting)} requests wait already: try again later")
             self._waiting.add(stream)
-            self._commands.put(lambda: self._add(utterances))
+            self._commands.put(Command(stream, lambda: self._add(utterances)))
         return stream
 
     def say(self, stream: Stream, ids: list[int], *, last: bool) -> None:
         """More text for a text-in request."""
-        self._commands.put(lambda: self._tell(stream, ids, last=last))
+        self._commands.put(Command(stream, lambda: self._tell(stream, ids, last=last)))
 
     def cancel(self, stream: Stream) -> None:
         """Stop a stream's work before the next step."""
-        self._commands.put(lambda: self._drop(stream, None))
+        self._commands.put(Command(stream, lambda: self._drop(stream, None)))
 
     def close(self) -> None:
         """Stop the thread after the step it is in; unfinished streams raise Cancelled."""
         with self._door:
             self._is_open = False
-        self._commands.put(lambda: None)  # wakes the thread
-        self._thread.join()
+        self._commands.put(Command(None, lambda: None))  # wakes the thread
+        if threading.current_thread() is not self._thread:  # a finaliser runs anywhere
+            self._thread.join()
 
     @property
     def is_idle(self) -> bool:
@@ -121,6 +131,7 @@ class Engine:
         )
 
     def _utterances(self, request: Request, stream: Stream) -> list[Utterance]:
+        self._check_tokens(request)
         scripts = self._scripts(request)
         if not scripts:
             raise BadRequest("there is nothing to speak: give a text with letters or digits")
@@ -138,6 +149,16 @@ class Engine:
             )
             for i, script in enumerate(scripts)
         ]
+
+    def _check_tokens(self, request: Request) -> None:
+        """Speech tokens of a voice or a source may come from files of another model."""
+        n_known = self._runner.llm_config.n_speech_tokens
+        highest = max((*request.prompt.flow.tokens, *(request.tokens or ())), default=0)
+        if highest >= n_known:
+            raise ModelFilesError(
+                f"the voice has the speech token {highest}, the model knows {n_known}: encode the "
+                "voice again with the speech tokenizer that belongs to this model"
+            )
 
     def _scripts(self, request: Request) -> Sequence[Script | None]:
         if request.tokens is not None:
@@ -178,22 +199,38 @@ class Engine:
     # The engine's thread.
 
     def _run(self) -> None:
-        while self._is_open:
-            step = self._scheduler.next(time.monotonic(), self._runner.n_free_slots)
-            if step is not None:
-                self._do(step)
-            self._listen(wait=step is None)
+        error: BaseException = Cancelled("the engine was closed before the audio was complete")
+        try:
+            while self._is_open:
+                step = self._scheduler.next(time.monotonic(), self._runner.n_free_slots)
+                if step is not None:
+                    self._do(step)
+                self._listen(wait=step is None)
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            self._end_all(error)
+
+    def _end_all(self, error: BaseException) -> None:
+        """Nobody may wait for audio that nobody makes."""
+        with self._door:
+            self._is_open = False
         self._listen(wait=False)
-        error = Cancelled("the engine was closed before the audio was complete")
         for utterance in self._scheduler.utterances:
             self._drop(utterance.stream, error)
 
     def _listen(self, *, wait: bool) -> None:
         """Carry out what callers said; with nothing to do, wait until one says something."""
         try:
-            self._commands.get(block=wait)()
+            command = self._commands.get(block=wait)
             while True:
-                self._commands.get_nowait()()
+                try:
+                    command.carry_out()
+                except Exception as error:  # noqa: BLE001 - one stream's failure is not the engine's
+                    if command.stream is not None:
+                        self._drop(command.stream, error)
+                command = self._commands.get_nowait()
         except queue.Empty:
             return
 
@@ -221,7 +258,7 @@ class Engine:
         for utterance, drawn in zip(utterances, self._runner.write(utterances), strict=True):
             try:
                 utterance.accept(drawn)
-            except SpeechError as error:
+            except Exception as error:  # noqa: BLE001 - the others' draws are good
                 self._drop(utterance.stream, error)
             if utterance.is_written:
                 self._runner.release_slot(utterance)

@@ -7,7 +7,8 @@ runner fills. It knows no torch, no batch and no text rules.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cosyvoice.config import Rules
+from cosyvoice.config import MAX_TOKENS, TOKENS_HZ, Rules
+from cosyvoice.errors import BadRequest
 
 from .draws import Draws
 from .script import Script
@@ -156,4 +157,15 @@ class Utterance:
         self.n_read = 0
         token = self.script.accept(drawn)
         if token is not None and self.silence.keep(token):
+            self._check_room()
             self.tokens.append(token)
+
+    def _check_room(self) -> None:
+        """The fixed noise of flow and vocoder lasts for 300 s; text-in could outgrow it."""
+        n_tokens = len(self.tokens) + 1
+        n_flow_tokens = self.hops.n_prompt_tokens + n_tokens
+        if n_flow_tokens > MAX_TOKENS or n_tokens / self.request.speed > MAX_TOKENS:
+            raise BadRequest(
+                f"one sentence may last {MAX_TOKENS // TOKENS_HZ} s: end sentences, or begin a new "
+                "request"
+            )

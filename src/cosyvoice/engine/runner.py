@@ -16,6 +16,7 @@ from torch import Tensor
 from cosyvoice.config import EngineConfig
 from cosyvoice.models.attention import EXACT, AttentionForm
 from cosyvoice.models.flow import Flow, FlowState, Solver
+from cosyvoice.models.flow_cache import Slabs
 from cosyvoice.models.llm import KVSlots, SpeechLM
 from cosyvoice.models.noise import SourceNoise
 from cosyvoice.models.sampling import forbidden_ids, recent_ids, sample
@@ -82,7 +83,10 @@ class Runner:
         self._live: list[Voiceover] = []
         with torch.inference_mode():
             self._solver: Solver = models.flow.solver(
-                config.flow_steps, cfg_rate=config.cfg_rate, form=models.attention
+                config.flow_steps,
+                cfg_rate=config.cfg_rate,
+                form=models.attention,
+                slabs=Slabs(config.flow_bytes // 2),
             )
 
     @property
@@ -99,8 +103,13 @@ class Runner:
     @torch.inference_mode()
     def write(self, utterances: tuple[Utterance, ...]) -> list[int]:
         """Feed each utterance its pending items (one each, where there are several utterances)."""
+        n_items = len(utterances[0].pending)
         hidden = self._feed(utterances)
-        return self._draw(utterances, self.models.llm.logits(hidden[:, -1]))
+        try:
+            return self._draw(utterances, self.models.llm.logits(hidden[:, -1]))
+        except BaseException:  # so that the step can be tried again
+            self._slots.advance([u.slot for u in utterances if u.slot is not None], -n_items)
+            raise
 
     def _feed(self, utterances: Sequence[Utterance], n_items: int | None = None) -> Tensor:
         for utterance in utterances:
@@ -225,5 +234,6 @@ class Runner:
         """Free everything the utterance holds."""
         self.release_slot(utterance)
         if utterance.voiceover is not None:
+            utterance.voiceover.flow.free()
             self._live.remove(utterance.voiceover)
             utterance.voiceover = None

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from cosyvoice.config import OURS, LLMConfig, Rules
 from cosyvoice.errors import BadRequest, SpeechError
 
-MIN_TOKENS_PER_TEXT = 2  # spec/llm.md section 4
+MIN_TOKENS_PER_TEXT = 2  # docs/spec/llm.md section 4
 MAX_TOKENS_PER_TEXT = 20
 
 
@@ -242,7 +242,7 @@ class Interleaved:
 
 
 class ReferenceInterleaved:
-    """Text-in exactly as the reference does it (spec/llm.md section 7), traps included.
+    """Text-in exactly as the reference does it (docs/spec/llm.md section 7), traps included.
 
     One block at most for each arriving text id; what was fed before a fill is fed again when the
     text ends; without a prompt it speaks before it has read; leftover prompt speech is lost.

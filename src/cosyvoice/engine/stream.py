@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cosyvoice.config import SAMPLE_RATE_HZ
-from cosyvoice.errors import Cancelled
+from cosyvoice.errors import BadRequest, Cancelled
 
 Audio = NDArray[np.float32]  # [n] samples at 24 kHz in [-1, 1]
 
@@ -61,6 +61,7 @@ class Stream:
         self.first_audio_at_s: float | None = None  # on time.monotonic's clock
         self.n_heard = 0  # sentences whose audio is complete
         self.is_closed = False
+        self._has_ended = False  # its text
         self._controls = controls
         self._text = text
         self._items: deque[Audio | BaseException | None] = deque()
@@ -93,12 +94,19 @@ class Stream:
     # The caller's side.
 
     def say(self, piece: str) -> None:
-        """Add text to a text-in request. Raises Cancelled once the stream is closed."""
+        """Add text to a text-in request.
+
+        Raises Cancelled once the stream is closed and BadRequest once its text has ended.
+        """
+        if self._has_ended:
+            raise BadRequest("the text has ended: nothing can be said after end_text()")
         self._send(self._source().push(piece), last=False)
 
     def end_text(self) -> None:
-        """No more text will come."""
-        self._send(self._source().finish(), last=True)
+        """No more text will come; calling it again does nothing. BadRequest if none came."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._send(self._source().finish(), last=True)
 
     def _source(self) -> TextSource:
         assert self._text is not None, "this request's text was complete when it was submitted"

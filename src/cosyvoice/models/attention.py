@@ -74,17 +74,11 @@ def attend_fused(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) ->
 
 
 def attend_by_products(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-    """The same by batched products: on a CPU as fast in float32, over twice as fast in bfloat16.
-
-    Parts are not joined, so a shared prefix is read where it lies.
-    """
-    q = q * q.shape[-1] ** -0.5
-    scores = joined([torch.matmul(q, k.transpose(-1, -2)) for k in keys], dim=-1)  # [B, H, T, S]
-    shares = scores.softmax(dim=-1).split([k.shape[2] for k in keys], dim=-1)
-    y = torch.matmul(shares[0], values[0])
-    for share, v in zip(shares[1:], values[1:], strict=True):
-        y = y + torch.matmul(share, v)
-    return y  # [B, H, T, C]
+    """The same by batched products: on a CPU as fast in float32, over twice as fast in bfloat16."""
+    # Keys that lie in one piece are multiplied so much faster that the copy pays.
+    k = joined(keys).contiguous()
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2))  # [B, H, T, S]
+    return torch.matmul(scores.softmax(dim=-1), joined(values))
 
 
 def joined(parts: Sequence[Tensor], dim: int = 2) -> Tensor:

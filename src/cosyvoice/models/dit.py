@@ -3,7 +3,7 @@
 In: frames [B, T, 4M] (noisy mel, condition, mu, speaker, side by side) of one or more utterances,
 the modulation of one Euler step and caches of what came before. Out: velocities [B, T, M].
 Sizes: B batch rows, T new frames, S all frames so far, D width, H heads, C head size, M mel bins.
-It knows no token, no schedule and no request. Formulas: spec/flow.md section 3.
+It knows no token, no schedule and no request. Formulas: docs/spec/flow.md section 3.
 """
 
 import math
@@ -55,6 +55,8 @@ class Pass:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without parameters, then scale and shift [B or 1, D]."""
+    if len(scale) == 1:  # all rows at one time, as in synthesis: then they are the norm's own
+        return F.layer_norm(x, x.shape[-1:], 1 + scale[0], shift[0], eps=NORM_EPS)
     x = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
     return x * (1 + scale[:, None]) + shift[:, None]
 
@@ -175,8 +177,10 @@ class Block(nn.Module):
 
     def forward(self, y: Tensor, modulation: Tensor, run: Pass, layer: int) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.unbind(1)  # each [B, D]
-        y = y + gate_a[:, None] * self.attn(modulate(y, shift_a, scale_a), run, layer)
-        return y + gate_m[:, None] * self.ff(modulate(y, shift_m, scale_m))
+        a = self.attn(modulate(y, shift_a, scale_a), run, layer)
+        y = torch.addcmul(y, gate_a[:, None], a.float())
+        b = self.ff(modulate(y, shift_m, scale_m))
+        return torch.addcmul(y, gate_m[:, None], b.float())
 
 
 class FinalNorm(ModulationHead):

@@ -5,7 +5,7 @@ Symbols: P prompt tokens, T frames, M mel bins; 2 frames per token; row 0 of a b
 row 1 unconditional (classifier-free guidance). It knows no text, no audio and no request.
 
 The state law: however the tokens are cut, the concatenated mels of `extend` equal those of one
-call. Under the block-causal mask every quantity of a completed block is final (spec/flow.md 5),
+call. Under the block-causal mask every quantity of a completed block is final (docs/spec/flow.md 5),
 so a block is evaluated once, as soon as its three look-ahead tokens are known.
 """
 
@@ -23,7 +23,7 @@ from cosyvoice.errors import BadRequest
 
 from .attention import EXACT, AttentionForm, Segment, block_segments, full_segments, rotation
 from .dit import DiT, Lane, Pass, StepModulation
-from .flow_cache import KeptCache, NoCache
+from .flow_cache import KeptCache, NoCache, Slabs
 from .layers import Projection
 
 LOOKAHEAD_LEFT_TOKENS = 2  # reach of the second look-ahead convolution
@@ -57,6 +57,7 @@ class Solver:
     modulation: StepModulation  # rows are steps
     cfg_rate: float
     form: AttentionForm = EXACT
+    slabs: Slabs = field(default_factory=Slabs)  # where caches take their memory from
 
     @property
     def n_steps(self) -> int:
@@ -107,10 +108,16 @@ class FlowState:
 
     def drop_step(self) -> None:
         """Free the cache of one more step, the last one kept; it will be computed anew."""
-        for i in reversed(range(len(self.caches))):
-            if isinstance(self.caches[i], KeptCache):
+        for i, cache in reversed(list(enumerate(self.caches))):
+            if isinstance(cache, KeptCache):
                 self.caches[i] = NoCache()
+                cache.free()
                 return
+
+    def free(self) -> None:
+        """Give the memory of its caches back; the state must not be extended any more."""
+        for cache in self.kept:
+            cache.free()
 
     def segments(self, n_past: int, n_new: int, block: int) -> list[Segment]:
         if self.chunked:
@@ -184,18 +191,18 @@ class Flow(nn.Module):
         *,
         cfg_rate: float | None = None,
         form: AttentionForm = EXACT,
+        slabs: Slabs | None = None,
     ) -> Solver:
         """The cosine schedule of the model, or of another length; make it once and share it."""
         times, widths = euler_times(cosine_times(n_steps or self.config.n_steps))
         modulation = self.dit.modulation(times.to(self.device))
         rate = self.config.cfg_rate if cfg_rate is None else cfg_rate
-        return Solver(times, widths, modulation, rate, form)
+        return Solver(times, widths, modulation, rate, form, slabs or Slabs())
 
     def start(
         self, prompt: FlowPrompt, solver: Solver, noise: Tensor, *, chunked: bool
     ) -> FlowState:
         """A fresh state. noise: [M, 15000] on the flow's device."""
-        new_cache = KeptCache if chunked else NoCache
         return FlowState(
             solver=solver,
             noise=noise,
@@ -204,9 +211,14 @@ class Flow(nn.Module):
             prompt_mel=prompt.mel.to(self.device),
             speaker=self.speaker(prompt.embedding.to(self.device)),
             chunked=chunked,
-            caches=[new_cache() for _ in range(solver.n_steps)],
+            caches=[self._cache(solver, chunked=chunked) for _ in range(solver.n_steps)],
             past_x=[[] for _ in range(solver.n_steps)],
         )
+
+    def _cache(self, solver: Solver, *, chunked: bool) -> KeptCache | NoCache:
+        if not chunked:
+            return NoCache()
+        return KeptCache(solver.slabs, self.config.depth, self.config.block_frames)
 
     def prefix(self, prompt: FlowPrompt, solver: Solver, noise: Tensor) -> FlowState:
         """The state of the voice's own blocks, the same for every stream with this voice.

@@ -2,7 +2,7 @@
 
 Comes in: the sizes of the model. Goes out: the flow's initial state and, row by row, the noise of
 the vocoder's harmonic source. Both stand in one sequence of the CPU generator, started from seed 0,
-with the throw-away initialisation of a few layers between them (spec/checkpoint.md section 8).
+with the throw-away initialisation of a few layers between them (docs/spec/checkpoint.md section 8).
 Draws from generators of its own: torch's global random state is neither read nor moved.
 
 Symbols: T frames, N samples, H harmonics.

@@ -28,6 +28,13 @@ LLM: dict[str, Tolerance] = {
     "prefill_hidden step_hidden": 2e-5,
     "logp": 5e-5,
 }
+TEXT_IN: dict[str, Tolerance] = {
+    "text prompt_text prompt_speech_token": INPUT,
+    "inputs": 0.0,
+    "call_len logp_calls yielded": EXACT,
+    "hidden": 2e-5,
+    "logp": 5e-5,
+}
 SAMPLING: dict[str, Tolerance] = {
     "logits_* history_*": INPUT,
     "cand_ids_* repeat_*": EXACT,
@@ -35,6 +42,7 @@ SAMPLING: dict[str, Tolerance] = {
 }
 FLOW: dict[str, Tolerance] = {
     "token prompt_token prompt_feat embedding": INPUT,
+    "schedule.token schedule.prompt_token schedule.prompt_feat": INPUT,
     "token_emb": 0.0,
     "streaming_mask": EXACT,
     "t_span": 1e-7,
@@ -45,10 +53,10 @@ FLOW: dict[str, Tolerance] = {
     "dit_full.time_embed dit_full.input_embed dit_full.input_embed.conv_pos_embed": 3e-5,
     "dit_full.norm_out dit_full.transformer_blocks.0.attn dit_full.transformer_blocks.0": 3e-5,
     "dit_full.out dit_streaming.out": 5e-5,
-    "mel.* euler_x.*": 2e-4,
+    "mel.* euler_x.* schedule.mel_*": 2e-4,
 }
 VOCODER: dict[str, Tolerance] = {
-    "mel": INPUT,
+    "mel extreme.mel extreme.source": INPUT,
     "uv": EXACT,
     "f0_f64": 1e-9,
     "f0 f0_nofinal": 1e-5,
@@ -56,12 +64,13 @@ VOCODER: dict[str, Tolerance] = {
     "final.conv_pre final.conv_post": 1e-4,
     "source source_nofinal sine_per_frame": 2e-4,
     "wav_final wav_nofinal chunked.wav_*": 2e-3,
+    "extreme.wav": 5e-3,
 }
 SPEECH: dict[str, Tolerance] = {
-    "tokens": INPUT,
-    "llm_in.*": EXACT,
-    "nonstream.mel stream.mel_last": 2e-4,
-    "nonstream.wav stream.wav_*": 0.15,
+    "tokens speed.tokens silent.tokens_in": INPUT,
+    "llm_in.* silent.tokens_kept": EXACT,
+    "nonstream.mel stream.mel_last speed.mel": 2e-4,
+    "nonstream.wav stream.wav_* speed.wav silent.wav vc.wav short_stream.wav": 0.15,
 }
 NOISE: dict[str, Tolerance] = {"sine_waves": INPUT}
 
@@ -75,7 +84,7 @@ def kinds(config: ModelConfig) -> dict[str, dict[str, Spec]]:
     return {
         "1_tokenizer.safetensors": _specs(TOKENIZER),
         "2_features.safetensors": _specs(FEATURES, f"{RECORDING}."),
-        "3_llm.safetensors": _specs(LLM, "uni."),
+        "3_llm.safetensors": _specs(LLM, "uni.") | _specs(TEXT_IN, "bistream."),
         "4_sampling.safetensors": _specs(SAMPLING),
         "5_flow.safetensors": _specs({**FLOW, last: 3e-5}),
         "6_hift.safetensors": _specs({**VOCODER, trunk: 1e-4}),

@@ -4,14 +4,24 @@ In: a recording, its transcript, a text, a seed. Out: a `Take`, and through `giv
 tensors, documents and notes of a set; what stages compute of them is recorded elsewhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cosyvoice.audio import Recording
-from cosyvoice.config import FRAME_SAMPLES, OURS
+from cosyvoice.config import (
+    FRAME_SAMPLES,
+    FRAMES_PER_TOKEN,
+    MAX_SILENT_RUN_TOKENS,
+    OURS,
+    SILENT_TOKENS,
+    TOKEN_SAMPLES,
+    LLMConfig,
+)
 from cosyvoice.engine.request import Request
 from cosyvoice.errors import BadRequest
 from cosyvoice.frontend import Order
@@ -26,6 +36,9 @@ EXCITATION = "m_source"  # the vocoder's part that makes it
 DIT_TIME = 0.3  # at which the DiT's inside is recorded
 MAX_VOCODER_FRAMES = 60  # of mel whose way through the vocoder is recorded
 N_SCORES = 8  # score vectors recorded for the sampler
+N_SCHEDULE_TOKENS = 130  # of the long stream: three chunks or more after any prompt
+N_LOGP_CALLS = 4  # of text-in, whose log-probabilities are recorded
+LOUDER = 5.0  # log-mel added, so that magnitudes and samples are clipped
 MAX_RMS_DIFFERENCE = 1e-2  # of waveforms, as in the published sets
 
 TOKENIZER_DOCUMENT = "1_tokenizer.json"
@@ -39,6 +52,10 @@ PARAMS: dict[str, dict[str, Any]] = {
     "dit_full": {"t": DIT_TIME, "attention": "full"},
     "dit_streaming": {"t": DIT_TIME, "attention": "block-causal"},
     "e2e": {"prompt": RECORDING},
+    "speed": {"prompt": RECORDING, "speed": 1.3, "stream": False},
+    "silent": {"prompt": RECORDING, "stream": False},
+    "short_stream": {"prompt": RECORDING, "tokens": "7_e2e:tokens[:9]", "stream": True},
+    "vc": {"source": RECORDING, "prompt": RECORDING},
     "waveform_rms": {
         "applies_to": "7_e2e *.wav*, 6_hift waveforms",
         "max_rms_difference": MAX_RMS_DIFFERENCE,
@@ -109,9 +126,14 @@ def give(goldens: GoldenSet, subject: Subject, take: Take, *, prompt_file: str) 
         "hift_chunked": {"mel_lengths": [n_frames // 2, n_frames]},
     }
     goldens.params |= PARAMS
-    goldens.documents |= _documents(take) | {INDEX: {"notes": goldens.notes}}
-    goldens.tensors |= _tensors(subject, take)
-    goldens.tensors["6_hift.safetensors"] = {"mel": take.performance.mel[:, :, :n_frames]}
+    goldens.documents |= _documents(subject, take) | {INDEX: {"notes": goldens.notes}}
+    goldens.tensors |= {
+        LLM_TENSORS: _written(take),
+        "5_flow.safetensors": _flowing(subject, take),
+        "6_hift.safetensors": _voiced(take, n_frames),
+        "7_e2e.safetensors": _spoken(take),
+        "noise.safetensors": _noise(subject, take),
+    }
     goldens.specs |= kinds(subject.config)
 
 
@@ -133,38 +155,84 @@ def give_scores(goldens: GoldenSet) -> None:
     ]
 
 
-def _documents(take: Take) -> dict[str, Any]:
+def _documents(subject: Subject, take: Take) -> dict[str, Any]:
     texts = dict.fromkeys((take.line.text, take.segment, take.transcript))
+    draws = _draws(subject.config.llm, take)
     return {
         TOKENIZER_DOCUMENT: {"strings": [{"text": text} for text in texts]},
-        LLM_DOCUMENT: {"cases": {"uni": {}}},
+        LLM_DOCUMENT: {"cases": {"uni": {}, "bistream": {"sampled": draws}}},
         TEXT_DOCUMENT: {"rows": [{"text": take.line.text}]},
     }
 
 
-def _tensors(subject: Subject, take: Take) -> dict[str, dict[str, Tensor]]:
-    prompt, tokens = take.request.prompt, take.performance.tokens
-    n_flow_frames = len(prompt.flow.mel) + take.n_frames
-    noise = subject.source_noise.rows(0, take.n_frames * FRAME_SAMPLES)
+def _draws(config: LLMConfig, take: Take) -> list[int]:
+    """What text-in is made to say: its own tokens over and over, until all text must be read."""
+    n_text, n_speech = config.mix_ratio
+    n_ids = len(take.request.prompt.llm_text) + len(take.text_ids)
+    n_draws = n_speech * (n_ids // n_text + 1) + 1
+    return [*_repeated(take.performance.tokens, n_draws), config.eos]
+
+
+def _written(take: Take) -> dict[str, Tensor]:
+    prompt = take.request.prompt
+    given = {
+        "text": ids(take.text_ids)[None],
+        "prompt_text": ids(prompt.llm_text)[None],
+        "prompt_speech_token": ids(prompt.llm_speech)[None],
+    }
+    plain, text_in = (
+        {f"{case}.{name}": tensor for name, tensor in given.items()} for case in ("uni", "bistream")
+    )
     return {
-        LLM_TENSORS: {
-            "uni.text": ids(take.text_ids)[None],
-            "uni.prompt_text": ids(prompt.llm_text)[None],
-            "uni.prompt_speech_token": ids(prompt.llm_speech)[None],
-            "uni.forced": ids(tokens),
-        },
-        "5_flow.safetensors": {
-            "token": ids(tokens)[None],
-            "prompt_token": ids(prompt.flow.tokens)[None],
-            "prompt_feat": prompt.flow.mel[None],
-            "embedding": prompt.flow.embedding[None],
-            "rand_noise": subject.own_flow_noise[None, :, :n_flow_frames],
-        },
-        "7_e2e.safetensors": {"tokens": ids(tokens)},
-        "noise.safetensors": {"sine_waves": noise[None]},
+        **plain,
+        "uni.forced": ids(take.performance.tokens),
+        **text_in,
+        "bistream.logp_calls": ids(range(N_LOGP_CALLS)),
     }
 
 
-def ids(values: tuple[int, ...] | list[int]) -> Tensor:
+def _flowing(subject: Subject, take: Take) -> dict[str, Tensor]:
+    prompt, tokens = take.request.prompt.flow, take.performance.tokens
+    given = {"prompt_token": ids(prompt.tokens)[None], "prompt_feat": prompt.mel[None]}
+    n_tokens = max(len(tokens), N_SCHEDULE_TOKENS)
+    n_frames = len(prompt.mel) + FRAMES_PER_TOKEN * n_tokens
+    return {
+        **given,
+        "token": ids(tokens)[None],
+        "embedding": prompt.embedding[None],
+        "rand_noise": subject.own_flow_noise[None, :, :n_frames],
+        **{f"schedule.{name}": tensor for name, tensor in given.items()},
+        "schedule.token": ids(_repeated(tokens, N_SCHEDULE_TOKENS))[None],
+    }
+
+
+def _voiced(take: Take, n_frames: int) -> dict[str, Tensor]:
+    mel = take.performance.mel[:, :, :n_frames]
+    source = take.excitation[:, :, : n_frames * FRAME_SAMPLES]
+    return {"mel": mel, "extreme.mel": mel + LOUDER, "extreme.source": source}
+
+
+def _spoken(take: Take) -> dict[str, Tensor]:
+    tokens = ids(take.performance.tokens)
+    return {"tokens": tokens, "speed.tokens": tokens, "silent.tokens_in": ids(_with_pauses(take))}
+
+
+def _with_pauses(take: Take) -> list[int]:
+    """The utterance between two silences, each longer than is kept."""
+    pause = [min(SILENT_TOKENS)] * (MAX_SILENT_RUN_TOKENS + 3)
+    return [*pause, *take.performance.tokens, *pause]
+
+
+def _noise(subject: Subject, take: Take) -> dict[str, Tensor]:
+    """As much as the longest case needs: one with pauses, or voice conversion."""
+    n_tokens = max(len(_with_pauses(take)), len(take.request.prompt.flow.tokens) + 1)
+    return {"sine_waves": subject.source_noise.rows(0, n_tokens * TOKEN_SAMPLES)[None]}
+
+
+def _repeated(tokens: Sequence[int], n: int) -> list[int]:
+    return list(islice(cycle(tokens), n))
+
+
+def ids(values: Sequence[int]) -> Tensor:
     """[n] int32."""
     return torch.tensor(list(values), dtype=torch.int32)
