@@ -1,7 +1,7 @@
 """Small ONNX stand-ins for the speaker model and the speech tokenizer.
 
 In: a file name and a seed. Out: graphs with the inputs, outputs and value ranges of the published
-ones (spec/checkpoint.md section 6) and random weights. Needs the package `onnx`, an extra.
+ones (docs/spec/checkpoint.md section 6) and random weights. Needs the package `onnx`, an extra.
 It knows nothing of the networks that use what these graphs make.
 """
 

@@ -5,7 +5,7 @@ Symbols: P prompt tokens, T frames, M mel bins; 2 frames per token; row 0 of a b
 row 1 unconditional (classifier-free guidance). It knows no text, no audio and no request.
 
 The state law: however the tokens are cut, the concatenated mels of `extend` equal those of one
-call. Under the block-causal mask every quantity of a completed block is final (docs/spec/flow.md 5),
+call. Under the block-causal mask every quantity of a finished block is final (docs/spec/flow.md 5),
 so a block is evaluated once, as soon as its three look-ahead tokens are known.
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def mel_at_speed(mel: Tensor, speed: float) -> Tensor:
-    """Offline change of tempo: mel [T, M] -> [int(T / speed), M], linear (docs/spec/frontend.md 8)."""
+    """Offline change of tempo: mel [T, M] -> [int(T / speed), M] (docs/spec/frontend.md 8)."""
     n = max(1, int(len(mel) / speed))
     return F.interpolate(mel.T[None], size=n, mode="linear", align_corners=False)[0].T
 
