@@ -15,17 +15,20 @@ class Projection(nn.Linear):
 
 
 class Joint(nn.ModuleDict):
-    """Several projections of one input; a packed network computes them as one product."""
+    """Several projections of one input, their outputs end to end.
 
-    def forward(self, x: Tensor) -> Sequence[Tensor]:
-        return [projection(x) for projection in self.projections]
+    A packed network computes them as one product.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([projection(x) for projection in self.projections], dim=-1)
 
     @property
     def projections(self) -> Sequence[Projection]:
         return list(cast(Iterable[Projection], self.values()))
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the one projection that computes them all, end to end."""
+        """Weight and bias of the one projection that computes them all."""
         weights: list[Tensor] = [p.weight for p in self.projections]
         biases: list[Tensor] = [p.bias for p in self.projections if p.bias is not None]
         return torch.cat(weights), torch.cat(biases) if biases else None

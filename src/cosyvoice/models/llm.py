@@ -69,17 +69,18 @@ class SelfAttention(nn.Module):
         super().__init__()
         hidden, kv_size = config.hidden_size, config.n_kv_heads * config.head_dim
         self.head_dim = config.head_dim
+        self.n_heads = config.n_heads
+        self.n_kv_heads = config.n_kv_heads
         sizes = {"q_proj": hidden, "k_proj": kv_size, "v_proj": kv_size}
         self.qkv = Joint({name: Projection(hidden, size) for name, size in sizes.items()})
         self.o_proj = Projection(hidden, hidden, bias=False)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
-        q, k, v = (self._heads(part) for part in self.qkv(x))
-        y = attend(rotate(q, rope), rotate(k, rope), v)  # [B, A, T, D]
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        qk = rotate(qkv[:, : self.n_heads + self.n_kv_heads], rope)
+        q, k = qk[:, : self.n_heads], qk[:, self.n_heads :]  # [B, A, T, D], [B, A/G, T, D]
+        y = attend(q, k, qkv[:, self.n_heads + self.n_kv_heads :])  # [B, A, T, D]
         return self.o_proj(y.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, T, D]
 
 
 class SwiGLU(nn.Module):
@@ -93,7 +94,7 @@ class SwiGLU(nn.Module):
         self.down_proj = Projection(inner, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
 

@@ -9,7 +9,6 @@ cores, the same product through packed oneDNN 500; int8 reaches 1700 (docs/bench
 """
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,18 +54,6 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic(x.float(), self._packed, reduce_range=False)
 
 
-class PackedJoint(nn.Module):
-    """Several projections of one input as one packed product."""
-
-    def __init__(self, joint: Joint, kind: "Kind") -> None:
-        super().__init__()
-        self.sizes = [p.out_features for p in joint.projections]
-        self.product = kind(*joint.merged())
-
-    def forward(self, x: Tensor) -> Sequence[Tensor]:
-        return self.product(x).split(self.sizes, dim=-1)
-
-
 Kind = type[PackedLinear] | type[Int8Linear]
 
 
@@ -80,6 +67,6 @@ def pack(network: nn.Module, kind: Kind = PackedLinear) -> None:
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Joint):
-                setattr(module, name, PackedJoint(child, kind))
+                setattr(module, name, kind(*child.merged()))
             elif isinstance(child, Projection):
                 setattr(module, name, kind(child.weight, child.bias))
