@@ -33,6 +33,7 @@ class FakeRunner:
     n_free_slots: int = N_SLOTS
     batches: list[int] = field(default_factory=list)
     renders: list[int] = field(default_factory=list)
+    n_warmed: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
     poison: int = -1
 
@@ -54,6 +55,9 @@ class FakeRunner:
     def render(self, utterances: Sequence[Utterance], chunks: Sequence[Chunk]) -> list[Audio]:
         self.renders.append(len(chunks))
         return [np.repeat(np.array(c.tokens, np.float32), 2 * FRAME_SAMPLES) for c in chunks]
+
+    def warm(self, utterance: Utterance) -> None:
+        self.n_warmed += 1
 
     def _seat(self, utterance: Utterance) -> None:
         if utterance.slot is None:
@@ -253,6 +257,20 @@ def test_text_in_speaks_before_the_text_is_complete(engine: Engine, runner: Fake
     assert until_idle(engine)
 
 
+def test_a_voice_is_made_ready_while_its_text_is_awaited(
+    engine: Engine, runner: FakeRunner
+) -> None:
+    stream = engine.submit(Request(PROMPT, text=TextToCome(Letters(), (1, 2)), streaming=True))
+    for _ in range(500):
+        if runner.n_warmed:
+            break
+        time.sleep(0.01)
+    assert runner.n_warmed == 1
+    assert not runner.batches  # no word of the text yet
+    stream.close()
+    assert until_idle(engine)
+
+
 def test_saying_more_after_the_end_harms_nobody(engine: Engine) -> None:
     stream = engine.submit(Request(PROMPT, text=TextToCome(Letters(), (1, 2)), streaming=True))
     stream.say("abcdef")
@@ -335,20 +353,82 @@ def test_oldest_waiting_gets_the_free_slot_and_writers_go_together() -> None:
     assert scheduler.next(0, 0) == Decode((first, second))
 
 
-def test_the_stream_that_will_fall_silent_first_is_rendered() -> None:
-    scheduler = Scheduler(EngineConfig(n_ahead=1))
-    rich, poor, file = (utterance(Stream(Deaf(), seed=0), streaming=s) for s in (True, True, False))
-    for u, seconds in ((rich, 3), (poor, 1), (file, 0)):
-        u.stream.put(np.zeros(24_000 * seconds, np.float32))
-        u.stream.first_audio_at_s = 10.0
-        u.tokens = [1] * 60
-        u.script.is_done = True  # type: ignore[union-attr]
+def heard(stream: Stream, *, seconds: int, at_s: float) -> None:
+    """So much audio was put, the first of it at this time."""
+    stream.put(np.zeros(24_000 * seconds, np.float32))
+    stream.first_audio_at_s = at_s
+
+
+def ready(*, seconds: int = 0, streaming: bool = True) -> Utterance:
+    """All its tokens are there; its listener got so much audio at 10 s, or none yet."""
+    u = utterance(Stream(Deaf(), seed=0), streaming=streaming)
+    u.tokens = [1] * 60
+    u.script.is_done = True  # type: ignore[union-attr]
+    if seconds:
+        heard(u.stream, seconds=seconds, at_s=10.0)
+    return u
+
+
+def writing(*, n_tokens: int = 0) -> Utterance:
+    """Holds a slot and draws token after token."""
+    u = utterance(Stream(Deaf(), seed=0))
+    u.slot = 0
+    u.accept(5)
+    u.tokens = [1] * n_tokens
+    return u
+
+
+def scheduler_of(*utterances: Utterance, n_together: int = 1) -> Scheduler:
+    scheduler = Scheduler(EngineConfig(n_render_together=n_together))
+    for u in utterances:
         scheduler.add(u)
+    return scheduler
+
+
+def test_the_stream_that_will_fall_silent_first_is_rendered() -> None:
+    rich, poor = ready(seconds=3), ready(seconds=1)
+    scheduler = scheduler_of(rich, poor)
     assert scheduler.next(10.5, 0) == Render((poor,))
     scheduler.remove(poor)
     assert scheduler.next(10.5, 0) == Render((rich,))
-    scheduler.remove(rich)
-    assert scheduler.next(10.5, 0) == Render((file,))
+
+
+def test_streams_are_rendered_together_up_to_the_limit_but_files_alone() -> None:
+    rich, poor, new, file = (
+        *(ready(seconds=3), ready(seconds=1), ready()),
+        ready(streaming=False),
+    )
+    assert scheduler_of(rich, file, poor, new, n_together=2).next(10.5, 0) == Render((new, poor))
+    assert scheduler_of(rich, file, poor, new, n_together=9).next(10.5, 0) == Render(
+        (new, poor, rich)
+    )
+    assert scheduler_of(file, writing()).next(10.5, 0) == Render((file,))
+
+
+def test_a_stream_with_sound_left_waits_while_many_write() -> None:
+    rich, writers = ready(seconds=3), [writing() for _ in range(2)]
+    assert scheduler_of(rich, *writers).next(10.5, 0) == Decode(tuple(writers))
+    assert scheduler_of(rich, writers[0]).next(10.5, 0) == Render((rich,))
+    poor = ready(seconds=3)
+    assert scheduler_of(poor, *writers).next(13.5, 0) == Render((poor,))
+
+
+def test_slow_passes_leave_streams_less_time_to_wait() -> None:
+    rich, new, writers = ready(seconds=3), ready(), [writing() for _ in range(4)]
+    scheduler = scheduler_of(rich, new, *writers)
+    assert scheduler.next(10.0, 0) == Render((new,))
+    scheduler.remove(new)
+    # That pass took 1.4 s; two like it are longer than the 1.6 s that are left.
+    assert scheduler.next(11.4, 0) == Render((rich,))
+
+
+def test_no_newcomer_silences_a_stream_that_lacks_tokens() -> None:
+    new, begun = ready(), writing(n_tokens=3)
+    heard(begun.stream, seconds=1, at_s=10.0)
+    scheduler = scheduler_of(new, begun)
+    assert scheduler.next(10.5, 0) == Render((new,))
+    assert scheduler.next(10.9, 0) == Decode((begun,))
+    assert scheduler.next(11.1, 0) == Render((new,))  # it is silent already
 
 
 def test_sentences_far_ahead_wait() -> None:

@@ -25,7 +25,18 @@ RANKS = (
     ("voice", "voicebook", "spk2info", "prompt"),
     ("engine",),
     ("frontend", "api"),
-    ("parity", "init_model", "serve", "train", "client", "bench", "export", "download", "doctor"),
+    (
+        "parity",
+        "init_model",
+        "simulate",
+        "serve",
+        "train",
+        "client",
+        "bench",
+        "export",
+        "download",
+        "doctor",
+    ),
     ("utils", "cli", "__main__"),
 )
 TORCH_FREE_ENGINE = ("draws", "silence", "script", "stream", "request", "scheduler", "engine")

@@ -198,7 +198,9 @@ class EngineConfig:
     n_ahead: int = 2  # sentences of one request written before they are due
     max_waiting: int = 256  # requests that may queue before Overloaded
     n_prefill_items: int = 256  # most LLM positions fed before others may draw a token
-    n_render_together: int = 1  # chunks of several streams in one pass of the flow
+    n_render_together: int = 4  # chunks of several streams in one pass of the flow
+    slack_passes: float = 2.0  # a stream with more sound left than so many passes take can wait
+    guard_s: float = 0.3  # with less left, a stream that lacks tokens makes new ones wait
     flow_bytes: int = 2 << 30  # keys and values of all streams; beyond it steps are recomputed
     prefix_bytes: int = 1 << 30  # the same of voices' own frames, kept between requests
     flow_steps: int | None = None  # fewer Euler steps than the model's ten: faster, worse

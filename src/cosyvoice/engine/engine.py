@@ -17,7 +17,7 @@ from cosyvoice.errors import BadRequest, Cancelled, ModelFilesError, Overloaded
 
 from .draws import Draws
 from .request import Chunk, Hops, Request, Sentence, TextToCome, Utterance
-from .scheduler import Decode, Prefill, Render, Scheduler, Step
+from .scheduler import Decode, Prefill, Render, Scheduler, Step, Warm
 from .script import (
     Interleaved,
     Plain,
@@ -52,6 +52,10 @@ class Steps(Protocol):
 
     def render(self, utterances: Sequence[Utterance], chunks: Sequence[Chunk]) -> list[Audio]:
         """Audio [n] of each utterance's next chunk."""
+        ...
+
+    def warm(self, utterance: Utterance) -> None:
+        """Make ready what the utterance needs of its voice."""
         ...
 
     def release_slot(self, utterance: Utterance) -> None:
@@ -243,6 +247,9 @@ class Engine:
                     self._prefill(utterance, n_items)
                 case Decode(utterances):
                     self._write(utterances)
+                case Warm(utterance):
+                    utterance.is_warm = True
+                    self._runner.warm(utterance)
         except Exception as error:  # noqa: BLE001 - one request's failure is not the engine's
             self._fail(step, error)
 
@@ -285,7 +292,7 @@ class Engine:
             for utterance in step.utterances:
                 self._do(Decode((utterance,)))
             return
-        utterances = (step.utterance,) if isinstance(step, Prefill) else step.utterances
+        utterances = (step.utterance,) if isinstance(step, Prefill | Warm) else step.utterances
         for utterance in utterances:
             self._drop(utterance.stream, error)
 

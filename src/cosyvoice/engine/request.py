@@ -102,6 +102,7 @@ class Utterance:
     n_chunks: int = 0
     slot: int | None = None  # of the LLM's cache
     n_read: int = 0  # of the script's pending items that the LLM has been fed already
+    is_warm: bool = False  # its voiceover has been begun
     voiceover: Any = None  # the runner's states of flow and vocoder
 
     @property

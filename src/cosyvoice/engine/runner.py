@@ -154,6 +154,12 @@ class Runner:
         self._keep_to_budget()
         return audio
 
+    @torch.inference_mode()
+    def warm(self, utterance: Utterance) -> None:
+        """Begin the utterance's voiceover: its voice's own blocks are computed, or found."""
+        if utterance.voiceover is None:
+            utterance.voiceover = self._voiceover(utterance.request)
+
     def _audio(self, voiceover: Voiceover, mel: Tensor, *, last: bool) -> Tensor:
         voiceover.n_frames += len(mel)
         if voiceover.tempo is not None:
@@ -165,8 +171,7 @@ class Runner:
         mels: dict[int, Tensor] = {}
         together = []
         for i, (utterance, chunk) in enumerate(zip(utterances, chunks, strict=True)):
-            if utterance.voiceover is None:
-                utterance.voiceover = self._voiceover(utterance.request)
+            self.warm(utterance)
             if self._ends_in_full(utterance, chunk):
                 mels[i] = self._full_pass(utterance)[utterance.voiceover.n_frames :]
             else:

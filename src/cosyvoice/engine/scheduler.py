@@ -2,8 +2,10 @@
 
 In: utterances, and the time. Out: a step, as data. It knows no torch and does no work itself.
 
-The rule: render the stream that will fall silent first; else give a free slot to the oldest
-waiting sentence; else let everybody with something to say draw a token, together.
+The rule: render what cannot wait (new streams, and those with less sound left than two passes of
+the flow take), the poorest first and others along with them, but let no newcomer silence a stream
+that lacks tokens; else a file; else what could wait, if few write; else give a free slot to the
+oldest waiting sentence; else let everybody draw a token. docs/scheduling.md compares it.
 """
 
 from dataclasses import dataclass
@@ -36,7 +38,17 @@ class Render:
     utterances: tuple[Utterance, ...]
 
 
-Step = Prefill | Decode | Render
+@dataclass(frozen=True)
+class Warm:
+    """Make ready what an utterance will need of its voice, while its text is awaited."""
+
+    utterance: Utterance
+
+
+Step = Prefill | Decode | Render | Warm
+
+PASS_DECAY = 0.9  # a slow pass is forgotten by a tenth with each one after it
+WRITERS_A_CHUNK = 2  # with fewer, drawing is not worth more than rendering
 
 
 def buffered_s(stream: Stream, now_s: float) -> float:
@@ -52,6 +64,8 @@ class Scheduler:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._utterances: list[Utterance] = []
+        self._pass_began_s: float | None = None
+        self._pass_s = 0.0  # the slowest of late
         self._has_just_read = False  # the last step fed a part of a long input
 
     @property
@@ -68,18 +82,64 @@ class Scheduler:
         return [u for u in self._utterances if u.stream is stream]
 
     def next(self, now_s: float, n_free_slots: int) -> Step | None:
-        """The next step, or None where everybody waits for text or there is nobody."""
-        return self._render(now_s) or self._write(n_free_slots)
+        """The next step, or None where everybody waits for text or there is nobody.
 
-    def _render(self, now_s: float) -> Render | None:
+        To be asked as soon as the step before is done: so a pass of the flow is timed.
+        """
+        self._time_pass(now_s)
+        step = self._choose(now_s, n_free_slots)
+        self._pass_began_s = now_s if isinstance(step, Render) else None
+        return step
+
+    def _time_pass(self, now_s: float) -> None:
+        if self._pass_began_s is not None:
+            self._pass_s = max(now_s - self._pass_began_s, PASS_DECAY * self._pass_s)
+
+    def _choose(self, now_s: float, n_free_slots: int) -> Step | None:
+        streams, files = self._ready(now_s)
+        if self._must_draw(streams, now_s) and (decode := self._decode()):
+            return decode
+        if streams and self._cannot_wait(streams[0].stream, now_s):
+            return self._render(streams)
+        # Nobody listens to an unfinished file, so it has time, but not for ever.
+        if files:
+            return Render((files[0],))
+        if len(self._writers()) < WRITERS_A_CHUNK * len(streams):
+            return self._render(streams)
+        return self._write(n_free_slots) or self._warm()
+
+    def _warm(self) -> Warm | None:
+        cold = (u for u in self._utterances if u.request.streaming and not u.is_warm)
+        return next((Warm(utterance) for utterance in cold), None)
+
+    def _ready(self, now_s: float) -> tuple[list[Utterance], list[Utterance]]:
+        """Who has a chunk: streams, the poorest first, and files, the oldest first."""
         ready = [u for u in self._utterances if u.is_due and u.has_chunk]
-        if not ready:
-            return None
-        # Nobody listens to an unfinished file, so it has time.
-        ready.sort(key=lambda u: (not u.request.streaming, buffered_s(u.stream, now_s)))
-        n_together = self._config.n_render_together if ready[0].request.streaming else 1
-        alike = [u for u in ready if u.request.streaming == ready[0].request.streaming]
-        return Render(tuple(alike[:n_together]))
+        streams = [u for u in ready if u.request.streaming]
+        streams.sort(key=lambda u: buffered_s(u.stream, now_s))
+        return streams, [u for u in ready if not u.request.streaming]
+
+    def _render(self, streams: list[Utterance]) -> Render:
+        return Render(tuple(streams[: self._config.n_render_together]))
+
+    def _cannot_wait(self, stream: Stream, now_s: float) -> bool:
+        return stream.first_audio_at_s is None or buffered_s(stream, now_s) < self._slack_s()
+
+    def _slack_s(self) -> float:
+        return self._config.slack_passes * self._pass_s
+
+    def _must_draw(self, streams: list[Utterance], now_s: float) -> bool:
+        """Some stream is about to fall silent for want of tokens; only newcomers would delay it."""
+        if streams and streams[0].stream.first_audio_at_s is not None:
+            return False
+        return any(self._runs_short(u, now_s) for u in self._utterances)
+
+    def _runs_short(self, utterance: Utterance, now_s: float) -> bool:
+        if utterance.stream.first_audio_at_s is None or not utterance.request.streaming:
+            return False
+        lacks_tokens = utterance.is_due and utterance.wants_step and not utterance.has_chunk
+        # One that is silent already is past saving: newcomers need not suffer as well.
+        return lacks_tokens and 0 <= buffered_s(utterance.stream, now_s) < self._config.guard_s
 
     def _write(self, n_free_slots: int) -> Prefill | Decode | None:
         """Long inputs are fed in parts, and between the parts everybody draws a token."""
@@ -106,7 +166,9 @@ class Scheduler:
         return utterance.index <= utterance.stream.n_heard + self._config.n_ahead
 
     def _decode(self) -> Decode | None:
-        writers = [u for u in self._utterances if u.wants_step and len(u.pending) == 1]
         # In the order of their slots, which the cache then reads as one block.
-        writers.sort(key=lambda u: u.slot or 0)
+        writers = sorted(self._writers(), key=lambda u: u.slot or 0)
         return Decode(tuple(writers)) if writers else None
+
+    def _writers(self) -> list[Utterance]:
+        return [u for u in self._utterances if u.wants_step and len(u.pending) == 1]

@@ -1,8 +1,8 @@
 """Text as a client wrote it -> text as it is to be spoken, whole or in segments.
 
-Comes in: any string. Goes out: what docs/spec/text.md section 3 makes of it. Text with a special token
-of the form `<|...|>` is passed on untouched, hence also prefixed prompts: take their head off
-first (`split_head`). May be shared between threads. Knows no voice and no mode.
+Comes in: any string. Goes out: what docs/spec/text.md section 3 makes of it. Text with a special
+token of the form `<|...|>` is passed on untouched, hence also prefixed prompts: take their head
+off first (`split_head`). May be shared between threads. Knows no voice and no mode.
 """
 
 from typing import Self
