@@ -109,7 +109,8 @@ def test_products_are_heard_in_every_format(golden_model: Path, dtype: str) -> N
     assert sum(p.n_ops for p in products) == 2 * rows * n_weights
     for product in {p.kind: p for p in products}.values():
         assert product.layer(product.input(models.device)).shape[-1] == product.n_out
-    assert ceilings.product_rate(50) == ceilings.product_rate(50) > 0  # measured once
+    rates = [ceilings.product_rate(50) for _ in range(3)]
+    assert rates == sorted(rates)  # the best so far
     assert ceilings.sweep().min_s > 0
 
 

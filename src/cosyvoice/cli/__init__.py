@@ -14,6 +14,7 @@ import typer
 from cosyvoice.errors import SpeechError
 from cosyvoice.version import __version__
 
+from .bench import bench
 from .init_model import init_model
 from .parity import parity
 from .speak import convert, synthesize
@@ -54,6 +55,7 @@ app.command()(convert)
 app.add_typer(voices, name="voices")
 app.add_typer(parity, name="parity")
 app.command("init-model")(init_model)
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:
