@@ -15,6 +15,8 @@ OUT := out.wav
 GOLDENS := tests/golden
 MODEL := $(GOLDENS)/model
 JOBS := 2
+DTYPE := auto
+PARTS :=
 
 # The lock keeps this version of torch until told otherwise: make lock TORCH=2.14.0
 TORCH := $(shell sed -n 's/^torch==//p' $(LOCK))
@@ -24,7 +26,7 @@ LOCK_VENV := build/lock-venv
 export TEXT OUT PYTHON
 
 .NOTPARALLEL: # two pips in one environment
-.PHONY: help speak test check format parity lock clean
+.PHONY: help speak test check format parity bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,6 +49,9 @@ format: $(DEV) ## let ruff rewrite what check would complain about
 
 parity: $(RUNTIME) ## compare every stage of MODEL with the recorded tensors in GOLDENS
 	$(BIN)/cosyvoice parity --model-dir $(MODEL) --goldens $(GOLDENS)
+
+bench: $(RUNTIME) ## measure MODEL in the format DTYPE; PARTS=llm,flow for some of it
+	$(BIN)/cosyvoice bench engine --model-dir $(MODEL) --dtype $(DTYPE) --only "$(PARTS)"
 
 lock: ## write requirements.lock anew, from a clean environment with every extra
 	scripts/make_venv.sh $(LOCK_VENV)

@@ -24,7 +24,7 @@ from cosyvoice.bench.operations import (
     llm_weights,
     offline_flow,
 )
-from cosyvoice.bench.report import lines, to_json
+from cosyvoice.bench.report import goal_lines, lines, to_json
 from cosyvoice.bench.streams import Heard, concurrency, listen, running
 from cosyvoice.bench.subject import Subject
 from cosyvoice.bench.timing import Timing, best_of, quantile
@@ -187,6 +187,12 @@ def test_goals_are_judged_where_their_figures_are() -> None:
     rows = judge({"number_format": "int8", "llm": {"decode": decode, "batch_8_to_1": 1.5}})
     assert [(row["found"], row["met"]) for row in rows] == [(10.0, False), (1.5, True)]
     assert judge({"number_format": "fp32"}) == []
+
+
+def test_faster_than_the_ceiling_is_not_believed() -> None:
+    (row,) = judge({"number_format": "fp32", "flow": {"stream": {"to_floor": 0.5}}})
+    assert row["met"] is None
+    assert "disturbed" in goal_lines([row])[-1]
 
 
 def test_json_has_null_where_there_is_no_number() -> None:

@@ -122,9 +122,9 @@ def _whole(ceilings: Ceilings, chunks: list[Chunk], n_prompt_frames: int) -> dic
 def _growth(ceilings: Ceilings, chunks: list[Chunk]) -> dict[str, Any]:
     """Chunk 40 against chunk 4: cost and operations."""
     early, late = (_around(chunks, n - 1) for n in (N_EARLY, N_LATE))
-    parts = {}
-    for n, chunk in ((N_EARLY, early), (N_LATE, late)):
-        floor_s = ceilings.floor_s(chunk.work, chunk.n_new, chunk.n_keys)
+    parts: dict[str, Any] = {}
+    floors_s = [ceilings.floor_s(c.work, c.n_new, c.n_keys) for c in (early, late)]
+    for n, chunk, floor_s in zip((N_EARLY, N_LATE), (early, late), floors_s, strict=True):
         parts[f"chunk_{n}"] = {
             "ms": _ms(chunk.time_s),
             "floor_ms": _ms(floor_s),
@@ -137,6 +137,8 @@ def _growth(ceilings: Ceilings, chunks: list[Chunk]) -> dict[str, Any]:
         "growth": {
             "cost": round(cost, 3),
             "operations": round(operations, 3),
+            # Attention's operations are slower than products, so the floor grows faster.
+            "floor": round(floors_s[1] / floors_s[0], 3),
             "cost_to_operations": round(cost / operations, 3),
         }
     }

@@ -12,6 +12,7 @@ from typing import Any
 from .timing import Timing
 
 MANY = 8  # of a list's items are shown
+VERDICTS = {True: "met", False: "NOT MET", None: "disturbed: faster than its ceiling"}
 
 
 def lines(title: str, figures: Any) -> list[str]:
@@ -28,7 +29,7 @@ def goal_lines(rows: list[dict[str, Any]]) -> list[str]:
     width = max(len(row["goal"]) for row in rows)
     return ["", "goals"] + [
         f"  {row['goal'].ljust(width)}  {row['found']:>10g}  at most {row['at_most']:<6g}  "
-        f"{'met' if row['met'] else 'NOT MET'}"
+        f"{VERDICTS[row['met']]}"
         for row in rows
     ]
 
