@@ -34,6 +34,7 @@ class FakeRunner:
     batches: list[int] = field(default_factory=list)
     renders: list[int] = field(default_factory=list)
     n_warmed: int = 0
+    n_begun: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
     poison: int = -1
 
@@ -48,6 +49,9 @@ class FakeRunner:
         if self.poison in names:
             raise RuntimeError("the device caught fire")
         return [100 + name for name in names]
+
+    def begin(self) -> None:
+        self.n_begun += 1
 
     def read(self, utterance: Utterance, n_items: int) -> None:
         self._seat(utterance)

@@ -9,6 +9,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -76,10 +77,14 @@ class CosyVoice3:
         rules = REFERENCE if compat == "reference" else OURS
         config = replace(engine or EngineConfig(), rules=rules)
         self.model_dir, self.model_note = resolve_model_dir(model_dir)
-        models = load_models(
-            self.model_dir, device=device, dtype=_dtype(dtype, fp16=fp16), use_rl=use_rl
-        )
-        encoder = VoiceEncoder(self.model_dir, device=models.device)
+        chosen = _dtype(dtype, fp16=fp16)
+        with ThreadPoolExecutor(max_workers=1) as loader:  # see `features.one_thread`
+            runner = loader.submit(
+                lambda: Runner(
+                    load_models(self.model_dir, device=device, dtype=chosen, use_rl=use_rl), config
+                )
+            ).result()
+        encoder = VoiceEncoder(self.model_dir, device=runner.models.device)
         self.frontend = FrontEnd(
             tokenizer=Tokenizer(self.model_dir),
             encoder=encoder,
@@ -89,8 +94,8 @@ class CosyVoice3:
         spk2info = self.model_dir / SPK2INFO_FILE
         if spk2info.exists():
             self.frontend.spk2info.update(read_spk2info(spk2info))
-        self._check_vocabulary(models.llm.config.text_vocab_size)
-        self.model = Engine(Runner(models, config), config)
+        self._check_vocabulary(runner.llm_config.text_vocab_size)
+        self.model = Engine(runner, config)
         # Whoever forgets to close it does not keep the networks for ever.
         weakref.finalize(self, self.model.close).atexit = False
 

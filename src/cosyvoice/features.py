@@ -7,6 +7,8 @@ Knows no file, no model and no limit but the shortest clip a frame needs.
 B batch, n samples, T frames, F bins of a spectrum, M mel bands.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from math import ceil, gcd, log
 
@@ -49,6 +51,22 @@ FBANK_MAX_HZ = PROMPT_RATE_HZ / 2
 FBANK_PREEMPHASIS = 0.97
 FBANK_FLOOR = 1.1920928955078125e-07  # float32 epsilon
 MIN_FBANK_SAMPLES = FBANK_FRAME
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch works on this thread alone in here.
+
+    Each thread that ever shares its work out keeps helpers of its own. Where these and the
+    engine's are more than the cores, OpenMP puts them all to sleep between any two operations,
+    which slows the engine by a half; what is done here is small.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def resample(samples: Tensor, source_hz: int, target_hz: int) -> Tensor:

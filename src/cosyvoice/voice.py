@@ -34,7 +34,7 @@ from cosyvoice.config import (
     TOKENS_HZ,
 )
 from cosyvoice.errors import BadRequest, ModelFilesError
-from cosyvoice.features import mel_spectrogram, resample, speaker_features, whisper_mel
+from cosyvoice.features import mel_spectrogram, one_thread, resample, speaker_features, whisper_mel
 
 SPEAKER_FILE = "campplus.onnx"
 TOKENIZER_FILE = "speech_tokenizer_v3.onnx"
@@ -98,14 +98,16 @@ class VoiceEncoder:
 
     def encode(self, source: Source | Recording, transcript: str = "") -> Voice:
         """The voice of a recording; the same bytes are encoded once."""
-        recording = open_recording(source, limits=PROMPT_LIMITS)
-        voice = self._voices.get(recording.digest, lambda: self._encode(recording))
+        with one_thread():
+            recording = open_recording(source, limits=PROMPT_LIMITS)
+            voice = self._voices.get(recording.digest, lambda: self._encode(recording))
         return replace(voice, transcript=transcript) if transcript else voice
 
     def tokens(self, source: Source | Recording) -> Tensor:
         """Only the speech tokens `[P]`: what voice conversion needs of its source."""
-        samples, rate_hz = _decode_prompt(open_recording(source, limits=PROMPT_LIMITS))
-        return self.tokenize(resample(samples[None], rate_hz, PROMPT_RATE_HZ))
+        with one_thread():
+            samples, rate_hz = _decode_prompt(open_recording(source, limits=PROMPT_LIMITS))
+            return self.tokenize(resample(samples[None], rate_hz, PROMPT_RATE_HZ))
 
     def tokenize(self, samples: Tensor) -> Tensor:
         """16 kHz samples `[1, n]` -> int32 ids `[P]`, 25 a second."""

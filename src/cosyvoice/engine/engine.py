@@ -37,6 +37,10 @@ class Steps(Protocol):
     n_block_tokens: int
     n_lookahead_tokens: int
 
+    def begin(self) -> None:
+        """Called once, on the engine's thread, before any step."""
+        ...
+
     @property
     def n_free_slots(self) -> int:
         """Slots of the LLM's cache nobody holds."""
@@ -205,6 +209,7 @@ class Engine:
     def _run(self) -> None:
         error: BaseException = Cancelled("the engine was closed before the audio was complete")
         try:
+            self._runner.begin()
             while self._is_open:
                 step = self._scheduler.next(time.monotonic(), self._runner.n_free_slots)
                 if step is not None:

@@ -98,11 +98,14 @@ def load_models(
     if name == "tf32":
         torch.set_float32_matmul_precision("high")
     options = Loading(device=where, dtype=WEIGHTS.get(name, torch.float32), use_rl=use_rl)
+    is_packed = where.type == "cpu"
+    kind = Int8Linear if name == "int8" else PackedLinear
     llm = load_llm(model_dir, config, options=options)
+    if is_packed:  # before the next file is read, so that the peak is one network's
+        pack(llm, kind)
     flow = load_flow(model_dir, config, options=options)
-    if where.type == "cpu":
-        for network in (llm, flow.dit):
-            pack(network, Int8Linear if name == "int8" else PackedLinear)
+    if is_packed:
+        pack(flow.dit, kind)
     return Models(
         llm=llm,
         flow=flow,

@@ -78,6 +78,7 @@ class Runner:
             device=models.device,
             dtype=torch.float32 if models.device.type == "cpu" else models.dtype,
         )
+        self._n_threads = torch.get_num_threads()
         self.prefixes = Prefixes(config.prefix_bytes)
         self.n_dropped_steps = 0
         self._live: list[Voiceover] = []
@@ -88,6 +89,10 @@ class Runner:
                 form=models.attention,
                 slabs=Slabs(config.flow_bytes // 2),
             )
+
+    def begin(self) -> None:
+        """The engine's thread shares its work out over as many cores as torch was given."""
+        torch.set_num_threads(self._n_threads)
 
     @property
     def n_free_slots(self) -> int:

@@ -187,10 +187,13 @@ def _filled(model: Network, source: _Source, options: Loading) -> Network:
     """`model` with its parameters replaced by the tensors of the file, for inference."""
     wanted = {source.key_of(name): (name, p) for name, p in model.named_parameters()}
     _check_keys(source, {key: parameter for key, (_, parameter) in wanted.items()})
+    # One tensor that stays mapped keeps the whole file in memory, so all of them do or none.
+    stays_mapped = options.dtype == torch.float32
     state = {}
     for key, (name, parameter) in wanted.items():
         dtype = _wanted_dtype(name, parameter, options.dtype)
-        state[name] = source.tensors[key].to(options.device, dtype).contiguous()
+        tensor = source.tensors[key].to(options.device, dtype, copy=not stays_mapped)
+        state[name] = tensor.contiguous()
     model.load_state_dict(state, assign=True)
     model.to(options.device)  # buffers; the parameters are there
     left = [name for name, buffer in model.named_buffers() if buffer.is_meta]
