@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .goals import judge
 from .machine import forget_peak, machine, memory_mib
 from .progress import tell
 from .report import goal_lines, lines, to_json
-from .subject import Subject
+from .subject import Subject, on_its_own_thread
 
 PARTS = (
     "ceilings", "llm", "flow", "vocoder", "stream", "concurrency", "memory", "errors", "cancel",
@@ -121,11 +122,11 @@ def run(options: Options) -> dict[str, Any]:
     parts = options.parts
     if options.n_threads:
         torch.set_num_threads(options.n_threads)
-    bench = _load(options)
+    bench = on_its_own_thread(lambda: _load(options))
     bench.show(lines("machine", bench.found["machine"]))
     bench.show(lines("model", bench.found["model"]))
     for part in parts:
-        bench.measure(part)
+        on_its_own_thread(partial(bench.measure, part))
     bench.found["goals"] = judge(bench.found)
     bench.show(goal_lines(bench.found["goals"]))
     _write(["", to_json(bench.found)] if not options.json_only else [to_json(bench.found)])

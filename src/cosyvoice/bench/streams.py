@@ -19,7 +19,7 @@ from cosyvoice.engine.request import Request
 from cosyvoice.engine.stream import Audio, Stream
 
 from .progress import tell
-from .subject import Subject, WatchedRunner
+from .subject import Subject, WatchedRunner, on_its_own_thread
 from .timing import Timing, quantile
 
 STREAM_S = (4, 16)
@@ -70,7 +70,7 @@ class Heard:
 @contextmanager
 def running(subject: Subject) -> Iterator[tuple[Engine, WatchedRunner]]:
     """An engine that is stopped in the end."""
-    runner = WatchedRunner(subject.models, subject.config)
+    runner = on_its_own_thread(lambda: WatchedRunner(subject.models, subject.config))
     engine = Engine(runner, subject.config)
     try:
         yield engine, runner

@@ -7,9 +7,10 @@ are random but always the same, and a runner that writes down what it did. It ta
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 TEXT_IDS_PER_S = 5  # of a recording's transcript
 ENDLESS_TOKENS = 1 << 30
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,12 @@ class Watch:
 
     began: dict[str, threading.Event] = field(default_factory=dict)  # by kind of step
     released: threading.Event = field(default_factory=threading.Event)
+
+
+def on_its_own_thread(work: Callable[[], Result]) -> Result:
+    """Do it on a thread that ends: its helpers do not disturb others (`features.one_thread`)."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(work).result()
 
 
 class WatchedRunner(Runner):
